@@ -1,0 +1,1 @@
+"""Reproducible distillation of EDM diffusion teachers into few-step students."""

@@ -1,0 +1,1 @@
+"""Data: sources -> one LMDB -> batches keyed by nimg."""

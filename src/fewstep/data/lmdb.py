@@ -1,0 +1,403 @@
+"""Images in one LMDB, in the key layout of the public DMD2 LMDBs.
+
+images_{i}_data    raw uint8 CHW bytes
+labels_{i}_data    int64, little-endian
+images_shape       "N C H W"
+labels_shape       "N"; theirs also "N 1"
+fewstep_metadata   ours: JSON with shape, classes, source, sha256 of the content
+"""
+
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import lmdb
+import numpy as np
+
+from fewstep.files import atomic_path
+from fewstep.progress import progress
+
+if TYPE_CHECKING:
+    from fewstep.data.sources import Source
+
+METADATA = b"fewstep_metadata"
+_COMMIT = 64 << 20  # bytes between commits while building: bounds the memory of dirty pages
+
+
+def check_shape(
+    shape: Sequence[int], resolution: int, channels: int, path: str | os.PathLike[str]
+) -> None:
+    """Refuse images that are not (channels, resolution, resolution).
+
+    Raises:
+        ValueError: another shape; the message names the key to edit.
+    """
+    if tuple(shape) == (channels, resolution, resolution):
+        return
+    key = "data.channels" if shape[0] != channels else "data.resolution"
+    need, got = f"{channels}x{resolution}x{resolution}", "x".join(map(str, shape))
+    raise ValueError(f"need images of {need} (CxHxW), got {got} in {path} (params.yaml: {key})")
+
+
+def check_labels(labels: np.ndarray, classes: int, path: str | os.PathLike[str]) -> None:
+    """Refuse labels (N,) outside [0, classes).
+
+    Raises:
+        ValueError: such a label; the message names the first one and its index.
+    """
+    outside = (labels < 0) | (labels >= classes)
+    if outside.any():
+        first = int(outside.argmax())
+        raise ValueError(
+            f"need labels in [0, {classes}), got {labels[first]} at index {first} in {path} "
+            "(params.yaml: data.classes)"
+        )
+
+
+def build_lmdb(source: "Source", path: str | os.PathLike[str], *, silent: bool = False) -> dict:
+    """Write `source` into one LMDB file: whole or not at all, the same bytes on every build.
+
+    The keys go in sorted, so that LMDB appends and fills its pages. Bytes depend on the memory
+    page size of the machine (4 KiB, or 16 KiB on Apple Silicon); `content_sha256` does not.
+
+    Args:
+        source: labelled images, read once each, in the order of their keys.
+        path: the file to write; one that exists is replaced.
+        silent: no progress.
+
+    Returns:
+        The metadata that the file carries.
+
+    Raises:
+        ValueError: the source has no images, an image of another shape or type, or a label
+            outside [0, source.classes).
+        OSError: the disk is full.
+    """
+    count, shape = len(source), tuple(source.shape)
+    if count == 0:
+        raise _no_images(count, source.name)
+    order = sorted(range(count), key=_image_key)
+    digests = np.empty((count, 32), np.uint8)
+    labels = np.empty(count, np.int64)
+    metadata = {
+        "format": 1,
+        "images": count,
+        "shape": list(shape),
+        "classes": source.classes,
+        "source": source.name,
+    }
+    with atomic_path(path) as temporary, _Writer(temporary, _map_size(count, shape)) as writer:
+        for i in progress(order, "build-lmdb", "images", silent=silent):
+            image, labels[i] = source[i]
+            _check_image(image, shape, i, source.name)
+            raw = image.tobytes()
+            digests[i] = _digest(raw, int(labels[i]))
+            writer.append(_image_key(i), raw)
+        check_labels(labels, source.classes, source.name)
+        writer.append(b"images_shape", " ".join(map(str, (count, *shape))).encode())
+        for i in order:
+            writer.append(_label_key(i), int(labels[i]).to_bytes(8, "little", signed=True))
+        writer.append(b"labels_shape", str(count).encode())
+        metadata["content_sha256"] = _content_sha256(digests, shape)
+        # The one key that sorts first, known last: it holds the hash of all others.
+        writer.put(METADATA, json.dumps(metadata).encode())
+    return metadata
+
+
+class ImageDataset:
+    """A readable LMDB of images, ours or a public one (a file, or a folder with data.mdb).
+
+    Checked on opening: the file is whole, in this layout, and its first and last images are as
+    long as `images_shape` says. Can be pickled, and used after a fork.
+
+    Args:
+        path: the LMDB.
+        classes: the class count of an LMDB that does not say it (a public one); None takes the
+            largest label + 1. Ours know it, and this is ignored.
+
+    Raises:
+        ValueError: missing, truncated, mislabelled, foreign, or no LMDB.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], classes: int | None = None) -> None:
+        self.path = Path(path)
+        self._env: lmdb.Environment | None = None
+        with self._begin() as txn:
+            self._count, self.shape = self._read_shape(txn)
+            self.metadata: dict[str, Any] | None = self._read_metadata(txn)
+        for i in (0, self._count - 1):
+            self.read([i])
+        known = self.metadata["classes"] if self.metadata else classes
+        self.classes: int = int(self.labels().max()) + 1 if known is None else known
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The images, uint8 (B, C, H, W), and labels, int64 (B,), at `indices`, in their order.
+
+        Raises:
+            ValueError: an entry is missing or has another length than images_shape says.
+        """
+        images = np.empty((len(indices), int(np.prod(self.shape))), np.uint8)
+        labels = np.empty(len(indices), np.int64)
+        with self._begin() as txn:
+            for row, i in enumerate(indices):
+                images[row] = self._value(txn, _image_key(i), np.uint8, images.shape[1])
+                labels[row] = self._value(txn, _label_key(i), np.int64, 1)[0]
+        return images.reshape(-1, *self.shape), labels
+
+    def labels(self) -> np.ndarray:
+        """All labels, int64 (N,)."""
+        with self._begin() as txn:
+            rows = (self._value(txn, _label_key(i), np.int64, 1) for i in range(len(self)))
+            return np.fromiter((row[0] for row in rows), np.int64, len(self))
+
+    def content_sha256(self) -> str:
+        """sha256 of images and labels, whatever the layout of the file; see `_content_sha256`.
+
+        Ours carry it; a public LMDB is read through once (minutes for ImageNet).
+        """
+        return self.metadata["content_sha256"] if self.metadata else self._hash()
+
+    def verify(self) -> None:
+        """Read every image and compare with the sha256 that the metadata carry.
+
+        Raises:
+            ValueError: the content differs, or there are no metadata.
+        """
+        expected = self.metadata["content_sha256"] if self.metadata else "no fewstep_metadata"
+        if (got := self._hash()) != expected:
+            raise ValueError(f"need content with sha256 {expected}, got {got} in {self.path}")
+
+    def check(self, resolution: int, channels: int, classes: int) -> None:
+        """Compare with the params.
+
+        Raises:
+            ValueError: other resolution, channels or classes, or a label outside [0, classes).
+        """
+        check_shape(self.shape, resolution, channels, self.path)
+        if self.metadata and self.classes != classes:
+            raise ValueError(
+                f"need {classes} classes, got {self.classes} in {self.path} "
+                "(params.yaml: data.classes)"
+            )
+        if not self.metadata:  # ours were checked when built
+            check_labels(self.labels(), classes, self.path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_env": None}
+
+    def _begin(self) -> lmdb.Transaction:
+        if self._env is None:
+            self._env = _open(self.path)
+        return self._env.begin(buffers=True)
+
+    def _read_shape(self, txn: lmdb.Transaction) -> tuple[int, tuple[int, int, int]]:
+        sizes = {}
+        for key in ("images_shape", "labels_shape"):
+            value = self._get(txn, key.encode())
+            if value is None:
+                raise _foreign(self.path, f"no key {key}")
+            try:
+                sizes[key] = tuple(int(word) for word in bytes(value).split())
+            except ValueError:
+                raise _foreign(self.path, f"{key} {bytes(value)[:40]!r}") from None
+        images, labels = sizes["images_shape"], sizes["labels_shape"]
+        if len(images) != 4 or min(images[1:]) < 1:
+            raise _foreign(self.path, f"images_shape {images}, not N C H W")
+        count = images[0]
+        if count < 1:
+            raise _no_images(count, self.path)
+        if labels not in ((count,), (count, 1)):
+            raise ValueError(
+                f"need labels_shape {count}, one label an image, got "
+                f"{' '.join(map(str, labels))} in {self.path} (params.yaml: data.source)"
+            )
+        entries = txn.stat()["entries"]
+        if entries < 2 * count + 2:
+            raise ValueError(
+                f"need {2 * count + 2} entries for the {count} images of images_shape, got "
+                f"{entries} in {self.path}: its build was interrupted (params.yaml: data.source)"
+            )
+        return count, images[1:]
+
+    def _read_metadata(self, txn: lmdb.Transaction) -> dict[str, Any] | None:
+        value = self._get(txn, METADATA)
+        if value is None:
+            return None
+        try:
+            metadata = json.loads(bytes(value))
+            stated = (metadata["images"], tuple(metadata["shape"]))
+            _ = metadata["classes"] + 0, metadata["content_sha256"] + ""
+        except (ValueError, KeyError, TypeError):
+            raise _foreign(self.path, f"fewstep_metadata {bytes(value)[:80]!r}") from None
+        if stated != (self._count, self.shape):
+            raise ValueError(
+                f"need metadata that agree with images_shape {self._count} {self.shape}, got "
+                f"{stated} in {self.path} (params.yaml: data.source)"
+            )
+        return metadata
+
+    def _get(self, txn: lmdb.Transaction, key: bytes) -> bytes | memoryview | None:
+        try:
+            return txn.get(key)
+        except lmdb.Error as error:
+            raise ValueError(
+                f"need a sound LMDB, got {error} at {key.decode()} in {self.path}; build it again "
+                "(params.yaml: data.source)"
+            ) from error
+
+    def _value(self, txn: lmdb.Transaction, key: bytes, dtype: type, size: int) -> np.ndarray:
+        value = self._get(txn, key)
+        need = size * np.dtype(dtype).itemsize
+        if value is None or len(value) != need:
+            got = "no such key" if value is None else f"{len(value)} bytes"
+            raise ValueError(
+                f"need {need} bytes at {key.decode()}, got {got} in {self.path} "
+                "(params.yaml: data.source)"
+            )
+        return np.frombuffer(value, np.dtype(dtype).newbyteorder("<"))
+
+    def _hash(self) -> str:
+        digests = np.empty((len(self), 32), np.uint8)
+        for i in progress(range(len(self)), f"hash {self.path.name}", "images"):
+            images, labels = self.read([i])
+            digests[i] = _digest(images.tobytes(), int(labels[0]))
+        return _content_sha256(digests, self.shape)
+
+
+class _Writer:
+    """A new LMDB file, committed every `_COMMIT` bytes; the caller flushes it to the disk."""
+
+    def __init__(self, path: Path, map_size: int) -> None:
+        # meminit stays on: without it, stale memory would leak into the bytes of the file.
+        self._env = lmdb.open(
+            str(path), subdir=False, lock=False, sync=False, map_size=map_size, readahead=False
+        )
+        self._txn = self._env.begin(write=True)
+        self._pending, self._path, self._map_size = 0, path, map_size
+
+    def append(self, key: bytes, value: bytes) -> None:
+        """Add a key that sorts behind all others."""
+        self.put(key, value, append=True)
+
+    def put(self, key: bytes, value: bytes, *, append: bool = False) -> None:
+        try:
+            added = self._txn.put(key, value, overwrite=False, append=append)
+        except lmdb.MapFullError as error:
+            raise ValueError(
+                f"need images that fit into {self._map_size} bytes, got more at {key.decode()} "
+                f"while building {self._path.name} (params.yaml: data.source)"
+            ) from error
+        assert added, f"{key!r} does not sort behind the keys before it"
+        self._pending += len(value)
+        if self._pending >= _COMMIT:
+            self._pending = 0
+            self._txn.commit()
+            self._txn = self._env.begin(write=True)
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._txn.commit()
+            else:
+                self._txn.abort()
+        finally:
+            self._env.close()
+
+
+def _image_key(i: int) -> bytes:
+    return b"images_%d_data" % i
+
+
+def _label_key(i: int) -> bytes:
+    return b"labels_%d_data" % i
+
+
+def _digest(raw: bytes, label: int) -> np.ndarray:
+    sha = hashlib.sha256(label.to_bytes(8, "little", signed=True) + raw)
+    return np.frombuffer(sha.digest(), np.uint8)
+
+
+def _content_sha256(digests: np.ndarray, shape: Sequence[int]) -> str:
+    """sha256 of "N C H W\\n" and, image by image, sha256(label as int64 LE + CHW bytes).
+
+    A hash of hashes, so that images can be read in any order.
+    """
+    header = " ".join(map(str, (len(digests), *shape))) + "\n"
+    return hashlib.sha256(header.encode() + digests.tobytes()).hexdigest()
+
+
+def _map_size(count: int, shape: Sequence[int]) -> int:
+    """An upper bound on the file's size. Address space only: the file takes what it needs."""
+    pages = -(-int(np.prod(shape)) // mmap.PAGESIZE) + 2
+    return (count + 64) * pages * mmap.PAGESIZE
+
+
+def _check_image(image: np.ndarray, shape: tuple[int, ...], index: int, name: str) -> None:
+    if image.dtype != np.uint8 or image.shape != shape:
+        raise ValueError(
+            f"need uint8 images of {shape}, got {image.dtype} {image.shape} at index {index} "
+            f"in {name} (params.yaml: data.source)"
+        )
+
+
+# One environment a file: LMDB forbids a second in one process, and in its forked children. Sharing
+# it, even with children, is safe because nothing locks: readers only look at a read-only mapping.
+_open_environments: WeakValueDictionary[tuple[int, int], lmdb.Environment] = WeakValueDictionary()
+
+
+def _open(path: Path) -> lmdb.Environment:
+    """Open an LMDB file, or a folder with data.mdb, for reading, after checks that it is whole."""
+    file = path / "data.mdb" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"need an LMDB, got nothing at {file} (params.yaml: data.source)")
+    status = file.stat()
+    key = (status.st_dev, status.st_ino)
+    if (env := _open_environments.get(key)) is not None:
+        return env
+    try:
+        env = lmdb.open(
+            str(file),
+            subdir=False,
+            readonly=True,
+            lock=False,
+            readahead=False,
+            meminit=False,
+            create=False,
+        )
+    except lmdb.Error as error:
+        raise ValueError(
+            f"need an LMDB, got {file} of {status.st_size} bytes: {error}; truncated or another "
+            "kind of file (params.yaml: data.source)"
+        ) from error
+    # Reading a mapped page behind the end of a cut file kills the process (SIGBUS).
+    need = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    if status.st_size < need:
+        env.close()
+        raise ValueError(
+            f"need {need} bytes, got {status.st_size} in {file}: truncated; copy or build it again "
+            "(params.yaml: data.source)"
+        )
+    _open_environments[key] = env
+    return env
+
+
+def _no_images(count: int, where: str | Path) -> ValueError:
+    return ValueError(f"need at least 1 image, got {count} in {where} (params.yaml: data.source)")
+
+
+def _foreign(path: Path, what: str) -> ValueError:
+    return ValueError(
+        f"need an LMDB with images_shape, labels_shape, images_0_data, ..., got {what} in {path} "
+        "(params.yaml: data.source)"
+    )

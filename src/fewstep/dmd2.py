@@ -1,0 +1,190 @@
+"""Distribution matching distillation, DMD2 (Yin et al. 2024), with one or several steps.
+
+Three networks: the frozen `teacher`, the `student` that generates, and the critic: a `fake_score`
+that denoises the student's images, with a `discriminator` head on its encoder.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.batch import Batch
+from fewstep.denoiser import ConditionalDenoise, Denoiser
+from fewstep.losses import (
+    distribution_matching,
+    fake_score_loss,
+    gan_critic_loss,
+    gan_student_loss,
+)
+from fewstep.noise import karras_sigmas
+from fewstep.params import Dmd2Settings
+from fewstep.params import Noise as NoiseParams
+
+
+class Discriminator(nn.Sequential):
+    """Logit of being real, (B, 1), from the bottleneck (B, C, 8, 8) of the fake score's encoder."""
+
+    def __init__(self, channels: int) -> None:
+        groups = min(32, channels // 4)
+        super().__init__(
+            nn.Conv2d(channels, channels, 4, stride=2, padding=1),
+            nn.GroupNorm(groups if channels % groups == 0 else 1, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 4, stride=4),
+            nn.GroupNorm(groups if channels % groups == 0 else 1, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, 1, 1),
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).flatten(1)
+
+
+class Critic(nn.Module):
+    """Fake score and discriminator, trained by one optimiser."""
+
+    def __init__(self, fake_score: Denoiser, channels: int) -> None:
+        super().__init__()
+        self.fake_score = fake_score
+        self.discriminator = Discriminator(channels)
+
+    def logits(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        return self.discriminator(self.fake_score.bottleneck(x, sigma, labels))
+
+
+@torch.no_grad()
+def backward_simulation(
+    student: ConditionalDenoise,
+    sigmas: Tensor,
+    stop: int,
+    labels: Tensor,
+    noise: Callable[[], Tensor],
+) -> Tensor:
+    """The student's own clean images after `stop` steps of its sampler (DMD2, section 4.4).
+
+    Args:
+        sigmas: the student's steps, (N,), descending.
+        stop: number of steps made, 0 <= stop < N. At 0 the answer is sigmas[0] times noise.
+        noise: gives standard normal images (B, C, H, W), one draw a step.
+    """
+    x = image = sigmas[0] * noise()
+    for i in range(stop):
+        image = student(x, sigmas[i], labels)
+        if i < stop - 1:
+            x = image + sigmas[i + 1] * noise()
+    return image
+
+
+@dataclass
+class Dmd2:
+    """The method. An iteration trains the critic; every `update_ratio`-th the student before it."""
+
+    student: Denoiser
+    teacher: Denoiser
+    critic: Critic
+    settings: Dmd2Settings
+    noise: NoiseParams
+
+    def __post_init__(self) -> None:
+        s, n = self.settings, self.noise
+        device = next(self.student.parameters()).device
+        grid = (n.sigma_min, n.sigma_max, n.rho)
+        self.levels = karras_sigmas(s.noise_levels, *grid).flip(0).to(device, torch.float32)
+        self.steps = karras_sigmas(s.steps, *grid).to(device, torch.float32)
+        self.trained: dict[str, nn.Module] = {"student": self.student, "critic": self.critic}
+        self.teacher.train(not s.teacher_eval).requires_grad_(False)
+
+    def phases(self, iteration: int) -> tuple[str, ...]:
+        return ("student", "critic") if iteration % self.settings.update_ratio == 0 else ("critic",)
+
+    def loss(self, phase: str, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss of a micro-batch for the network of that phase, and values to log."""
+        return self.student_loss(batch) if phase == "student" else self.critic_loss(batch)
+
+    def generate(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The student's images (B, C, H, W) for one step of its sampler, and their labels.
+
+        Its input is pure noise at the first step; later steps start from its own images (backward
+        simulation) or from real ones, noised. The step is shared by all ranks under backward
+        simulation and drawn for each image without it.
+        """
+        s, z = self.settings, batch.normal_like(batch.images)
+        if s.steps == 1:
+            classes = batch.labels.shape[1]
+            labels = nn.functional.one_hot(batch.uniform_ints(0, classes), classes).to(z)
+            k = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+        else:
+            labels = batch.labels
+            k = batch.uniform_ints(0, s.steps)
+        if s.shared_label_drop and s.label_dropout:
+            labels = labels * batch.keep_labels(s.label_dropout)
+        clean = batch.images
+        if s.backward_simulation and s.steps > 1:
+            stop = int(torch.randint(s.steps, (1,), generator=batch.shared_generator))
+            k = torch.full_like(k, stop)
+            draw = lambda: batch.normal_like(z)  # noqa: E731
+            clean = backward_simulation(self.student, self.steps, stop, labels, draw)
+        sigma = self.steps[k]
+        clean = torch.where((k == 0).reshape(-1, 1, 1, 1), 0.0, clean)
+        return self.student(clean + sigma.reshape(-1, 1, 1, 1) * z, sigma, labels), labels
+
+    def student_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        s = self.settings
+        x, labels = self.generate(batch)
+        batch.memory = {"x": x.detach(), "labels": labels}
+        low, high = (int(share * s.noise_levels) for share in s.dm_levels)
+        t = batch.uniform_ints(low, min(high + 1, s.noise_levels))
+        loss, direction = self.matching_loss(x, labels, t, batch.normal_like(x))
+        logs = {"loss_dm": loss.detach(), "dm_direction_norm": direction.flatten(1).norm(dim=1)}
+        if s.gan_student_weight:
+            logits = self.logits(x, labels, batch)
+            gan = gan_student_loss(logits)
+            loss = loss + s.gan_student_weight * gan
+            logs["loss_gan_student"] = gan.detach()
+        return loss, logs
+
+    def matching_loss(
+        self, x: Tensor, labels: Tensor, t: Tensor, n: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Distribution matching at noise levels t (B,) with noise n: loss and direction."""
+        sigma = self.levels[t]
+        with torch.no_grad():
+            x_t = x + sigma.reshape(-1, 1, 1, 1) * n
+            D_teacher = self.teacher(x_t, sigma, labels)
+            D_fake = self.critic.fake_score(x_t, sigma, labels)
+        return distribution_matching(x, D_teacher, D_fake, self.settings.dm_epsilon)
+
+    def critic_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        s = self.settings
+        if not batch.memory:
+            with torch.no_grad():
+                x, labels = self.generate(batch)
+            batch.memory = {"x": x, "labels": labels}
+        x, labels = batch.memory["x"], batch.memory["labels"]
+        sigma = self.levels[batch.uniform_ints(0, s.noise_levels)]
+        D_x = self.critic.fake_score(
+            x + sigma.reshape(-1, 1, 1, 1) * batch.normal_like(x), sigma, labels
+        )
+        loss = fake_score_loss(D_x, x, sigma, self.student.sigma_data)
+        logs = {"loss_fake": loss.detach()}
+        if s.gan_critic_weight:
+            fake = self.logits(x, labels, batch)
+            real = self.logits(batch.images, batch.labels, batch)
+            gan = gan_critic_loss(fake, real)
+            loss = loss + s.gan_critic_weight * gan
+            logs |= {
+                "loss_gan_critic": gan.detach(),
+                "realism_real": real.detach().sigmoid(),
+                "realism_fake": fake.detach().sigmoid(),
+            }
+        return loss, logs
+
+    def logits(self, x: Tensor, labels: Tensor, batch: Batch) -> Tensor:
+        """The discriminator's answer (B, 1) to x, noised when `gan_levels` is above 0."""
+        sigma = self.levels[:1].expand(len(x))
+        if self.settings.gan_levels:
+            sigma = self.levels[batch.uniform_ints(0, self.settings.gan_levels)]
+            x = x + sigma.reshape(-1, 1, 1, 1) * batch.normal_like(x)
+        return self.critic.logits(x, sigma, labels)

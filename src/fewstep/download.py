@@ -1,0 +1,174 @@
+"""Fetch a file and prove that it is the right one: resume, retry, sha256."""
+
+import http.client
+import os
+import re
+import ssl
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, url2pathname, urlopen
+
+from filelock import FileLock
+
+from fewstep.files import disk_full, is_disk_full, sha256_file
+from fewstep.progress import progress
+
+_CHUNK = 1 << 17  # bytes a read: small enough for a steady bar on a slow line
+_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses worth another attempt
+_NETWORK_ERRORS = (URLError, ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException)
+
+
+def fetch(
+    url: str,
+    sha256: str,
+    cache: Path,
+    *,
+    attempts: int = 6,
+    wait: float = 1.0,
+    timeout: float = 30.0,
+) -> Path:
+    """A local file with this sha256, downloaded unless it is here already.
+
+    Args:
+        url: https, http or file URL, or a path; a relative one starts at the current folder,
+            which for every stage is the repository.
+        sha256: 64 hex digits.
+        cache: folder for downloads: `<sha256>` when whole, `<sha256>.part` while under way. An
+            interrupted download goes on where it stopped, in this run or the next.
+        attempts: tries in a row that may bring nothing new before giving up.
+        wait: seconds before the second try; doubled each time.
+        timeout: seconds without a byte before a try counts as failed.
+
+    Returns:
+        The verified file: in `cache`, or the local file itself.
+
+    Raises:
+        ValueError: another sha256, no such file, HTTP refusal, or an unknown kind of URL.
+        ConnectionError: the network failed `attempts` times.
+        OSError: the disk is full.
+    """
+    sha256 = sha256.lower()
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise ValueError(f"need 64 hex digits, got {sha256!r} (params.yaml: teacher.sha256)")
+    parts = urlsplit(url)
+    if parts.scheme in ("", "file"):
+        return _local(Path(url2pathname(parts.path) if parts.scheme else url), url, sha256)
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(
+            f"need an https, http or file URL or a path, got {url} (params.yaml: teacher.url)"
+        )
+    cache.mkdir(parents=True, exist_ok=True)
+    whole = cache / sha256
+    with FileLock(cache / f"{sha256}.lock"):
+        if not (whole.is_file() and sha256_file(whole) == sha256):
+            download = _Download(url, cache / f"{sha256}.part", timeout)
+            resumed = download.size() > 0
+            download.run(attempts, wait)
+            if resumed and sha256_file(download.part) != sha256:
+                # The first bytes may be those of an older file at this URL.
+                download.part.unlink()
+                download.run(attempts, wait)
+            if (got := sha256_file(download.part)) != sha256:
+                download.part.unlink()
+                raise _mismatch(sha256, got, url)
+            os.replace(download.part, whole)
+    return whole
+
+
+@dataclass
+class _Download:
+    """One URL on its way into one file, over as many connections as it takes."""
+
+    url: str
+    part: Path
+    timeout: float
+    etag: str | None = None
+
+    def size(self) -> int:
+        return self.part.stat().st_size if self.part.exists() else 0
+
+    def run(self, attempts: int, wait: float) -> None:
+        """Transfer until the server says that it was all."""
+        failures, furthest = 0, self.size()
+        while True:
+            try:
+                return self._transfer()
+            except HTTPError as error:
+                if error.code not in _TRANSIENT:
+                    raise ValueError(
+                        f"need a file at {self.url}, got HTTP {error.code} {error.reason} "
+                        "(params.yaml: teacher.url)"
+                    ) from error
+                reason: Exception = error
+            except _NETWORK_ERRORS as error:
+                reason = error
+            except OSError as error:
+                if not is_disk_full(error):
+                    raise
+                self.part.unlink(missing_ok=True)
+                raise disk_full(self.part) from error
+            failures = 1 if self.size() > furthest else failures + 1
+            furthest = max(furthest, self.size())
+            if failures >= attempts:
+                raise ConnectionError(
+                    f"need {self.url}, got {reason!r} {failures} times (params.yaml: teacher.url); "
+                    f"{self.size()} bytes are kept in {self.part}, run again to go on"
+                ) from reason
+            time.sleep(wait * 2 ** (failures - 1))
+
+    def _transfer(self) -> None:
+        """One connection: append what is missing, or start over where the server insists."""
+        offset = self.size()
+        headers = {"User-Agent": "fewstep"}
+        if offset:
+            headers["Range"] = f"bytes={offset}-"
+            if self.etag:
+                headers["If-Range"] = self.etag  # another file by now: send all of it
+        try:
+            response = urlopen(Request(self.url, headers=headers), timeout=self.timeout)
+        except HTTPError as error:
+            if error.code != 416 or not offset:
+                raise
+            # Nothing behind our last byte: either we have it all or the file was replaced.
+            if error.headers.get("Content-Range") == f"bytes */{offset}":
+                return
+            self.part.unlink()
+            raise ConnectionError(f"{self.url} is not longer than {offset} bytes") from error
+        with response:
+            resumed = response.status == 206
+            content_range = response.headers.get("Content-Range", "")
+            if resumed and not content_range.startswith(f"bytes {offset}-"):
+                self.part.unlink()
+                raise ConnectionError(f"asked for bytes {offset}-, got {content_range!r}")
+            etag = response.headers.get("ETag", "")
+            self.etag = etag if etag.startswith('"') else None  # If-Range takes no weak ones
+            start = offset if resumed else 0
+            length = response.headers.get("Content-Length")
+            total = start + int(length) if length else None
+            name = Path(urlsplit(self.url).path).name
+            with (
+                self.part.open("ab" if resumed else "wb") as file,
+                progress(total, f"download {name}", "B", initial=start) as bar,
+            ):
+                while chunk := response.read(_CHUNK):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+                file.flush()
+                os.fsync(file.fileno())
+        if total is not None and self.size() < total:
+            raise ConnectionError(f"connection closed after {self.size()} of {total} bytes")
+
+
+def _local(path: Path, url: str, sha256: str) -> Path:
+    if not path.is_file():
+        raise ValueError(f"need a file at {url}, got nothing there (params.yaml: teacher.url)")
+    if (got := sha256_file(path)) != sha256:
+        raise _mismatch(sha256, got, url)
+    return path
+
+
+def _mismatch(expected: str, got: str, url: str) -> ValueError:
+    return ValueError(f"need sha256 {expected}, got {got} from {url} (params.yaml: teacher.sha256)")

@@ -1,0 +1,100 @@
+"""Fréchet distance between two Gaussians fitted to features (Heusel et al. 2017, eq. 6)."""
+
+import os
+import warnings
+import zipfile
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewstep.files import atomic_path
+
+
+@dataclass(frozen=True)
+class GaussianStats:
+    """Mean (d,), covariance (d, d), both float64, and the number of images behind them."""
+
+    mean: NDArray[np.float64]
+    cov: NDArray[np.float64]
+    count: int
+
+
+def gaussian_stats(features: NDArray[np.floating]) -> GaussianStats:
+    """Mean and covariance (divided by N - 1) of features, shape (N, d), in float64.
+
+    Warns when N < d + 1: the covariance is then singular, and the distance depends on N.
+
+    Raises:
+        ValueError: not a matrix, fewer than 2 images, NaN or infinity.
+    """
+    if features.ndim != 2:
+        raise ValueError(f"need features of shape (N, d), got shape {features.shape}")
+    count, dim = features.shape
+    if count < 2:
+        raise ValueError(
+            f"need at least 2 images for a covariance, got {count} (params.yaml: generate.images)"
+        )
+    if not np.isfinite(features).all():
+        bad = int((~np.isfinite(features).all(axis=1)).sum())
+        raise ValueError(f"need finite features, got NaN or infinity in {bad} of {count} images")
+    if count < dim + 1:
+        warnings.warn(
+            f"need {dim + 1} images for a covariance of full rank, got {count}: the distance is "
+            "biased (params.yaml: generate.images, metric.reference_images)",
+            stacklevel=2,
+        )
+    features = features.astype(np.float64)
+    mean = features.mean(axis=0)
+    centred = features - mean
+    return GaussianStats(mean, centred.T @ centred / (count - 1), count)
+
+
+def frechet_distance(a: GaussianStats, b: GaussianStats) -> float:
+    """|mean_a - mean_b|^2 + tr(A) + tr(B) - 2 tr((A^1/2 B A^1/2)^1/2), A and B the covariances.
+
+    A^1/2 B A^1/2 is symmetric and has the eigenvalues of AB, so two `eigh` replace the general
+    matrix root, which is slower and can turn complex. Rounding below 0 is clipped.
+
+    Raises:
+        ValueError: the two have different dimensions, or hold NaN or infinity.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(
+            f"need stats of one feature dimension, got {a.mean.shape[0]} and {b.mean.shape[0]} "
+            "(params.yaml: metric.features)"
+        )
+    for name, stats in (("first", a), ("second", b)):
+        if not (np.isfinite(stats.mean).all() and np.isfinite(stats.cov).all()):
+            raise ValueError(f"need finite stats, got NaN or infinity in the {name}")
+    values, vectors = np.linalg.eigh(a.cov)
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    product = root @ b.cov @ root
+    overlap = np.sqrt(np.linalg.eigvalsh((product + product.T) / 2).clip(min=0)).sum()
+    offset = np.square(a.mean - b.mean).sum()
+    return max(float(offset + np.trace(a.cov) + np.trace(b.cov) - 2 * overlap), 0.0)
+
+
+def save_stats(path: str | os.PathLike[str], stats: GaussianStats) -> None:
+    """Write stats as an .npz file, atomically; the same stats give the same bytes."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, mean=stats.mean, cov=stats.cov, count=np.int64(stats.count))
+
+
+def load_stats(path: str | os.PathLike[str]) -> GaussianStats:
+    """Read what `save_stats` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not a stats file, truncated, or with shapes that do not fit together.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            mean, cov, count = arrays["mean"], arrays["cov"], int(arrays["count"])
+    except (KeyError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"need mean, cov and count in {path}, got: {error}") from error
+    if mean.ndim != 1 or cov.shape != (*mean.shape, *mean.shape):
+        raise ValueError(
+            f"need mean (d,) and cov (d, d) in {path}, got {mean.shape} and {cov.shape}"
+        )
+    return GaussianStats(mean.astype(np.float64), cov.astype(np.float64), count)

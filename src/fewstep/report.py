@@ -1,0 +1,395 @@
+"""What a run ends in: the results table, metrics.json, the sample grids, the loss curves.
+
+Pure functions: they take rows, samples and logs that are already loaded, and write files.
+A row is a mapping with the keys in `COLUMNS`; None stands for what a row does not have
+(a downloaded teacher has no kimg). Its order is that of params.yaml: rows.
+"""
+
+import csv
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewstep.files import atomic_path, write_json
+
+if TYPE_CHECKING:  # matplotlib takes a second to import: only the figures pay for it
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+
+COLUMNS: tuple[str, ...] = (
+    "row",
+    "student",
+    "method",
+    "sampler",
+    "steps",
+    "nfe",
+    "guidance_scale",
+    "metric",
+    "value",
+    "images",
+    "kimg",
+    "train_seconds",
+)
+NUMBERS = frozenset(COLUMNS) - {"row", "student", "method", "sampler", "metric"}
+INK, MUTED, FAINT = "#1a1a1a", "#6b6b6b", "#d9d9d9"
+PALETTE = ("#2f6db3", "#c8553d", "#3f8f5b", "#8a5fb0", "#b8860b", "#4a9aa5")
+
+
+# --- numbers ---------------------------------------------------------------------------------
+
+
+def write_table(rows: Sequence[Row], out_dir: str | os.PathLike[str], caption: str) -> None:
+    """Write table.csv (full precision) and its Markdown twin table.md, below `caption`.
+
+    In table.md the lowest value among rows of one number of steps is bold.
+
+    Raises:
+        ValueError: no rows, or a row without one of `COLUMNS`.
+    """
+    _check_rows(rows)
+    out_dir = Path(out_dir)
+    with atomic_path(out_dir / "table.csv") as path, open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    with atomic_path(out_dir / "table.md") as path:
+        path.write_text(f"{caption}\n\n{markdown_table(rows)}\n", encoding="utf-8")
+
+
+def table_caption(
+    metric: str, reference_images: int, seeds: tuple[int, int], floor: Mapping[str, Any]
+) -> str:
+    """The line that says how to read the table.
+
+    Args:
+        metric: label of the distance, FD-EffLite0 say.
+        reference_images: real images behind the reference.
+        seeds: first and last seed, inclusive.
+        floor: `value` of real images against `other_images` disjoint real images, `images` each.
+    """
+    return (
+        f"{metric} (lower is better) against {reference_images:,} real images; one image for each "
+        f"seed from {seeds[0]:,} to {seeds[1]:,}, the same in every row. Real against real, "
+        f"{floor['images']:,} images against {floor['other_images']:,} others, is the floor: "
+        f"{floor['value']:.2f}. Bold: best at its number of steps."
+    )
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """Rows as a Markdown table, columns padded, so that it reads well as plain text too."""
+    best = _best_per_step_count(rows)
+    cells = [[_cell(row, column, bold=row["row"] in best) for column in COLUMNS] for row in rows]
+    header = [column.replace("_", " ") for column in COLUMNS]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    right = [column in NUMBERS for column in COLUMNS]
+
+    def line(texts: Sequence[str]) -> str:
+        padded = (
+            text.rjust(width) if to_right else text.ljust(width)
+            for text, width, to_right in zip(texts, widths, right, strict=True)
+        )
+        return f"| {' | '.join(padded)} |"
+
+    rule = [
+        "-" * (width - 1) + (":" if to_right else "-")
+        for width, to_right in zip(widths, right, strict=True)
+    ]
+    return "\n".join([line(header), line(rule), *map(line, cells)])
+
+
+def write_metrics(
+    rows: Sequence[Row], floor: Mapping[str, Any], path: str | os.PathLike[str]
+) -> None:
+    """Write one nested JSON, {row: {value, nfe, ...}, ..., floor: {...}}, for `dvc metrics`.
+
+    Numbers only, in full precision; what a row does not have is left out.
+
+    Raises:
+        ValueError: no rows, a row without one of `COLUMNS`, a row called "floor", NaN.
+    """
+    _check_rows(rows)
+    if any(row["row"] == "floor" for row in rows):
+        raise ValueError("need a row name other than 'floor', got 'floor' (params.yaml: rows)")
+    numbers = [column for column in COLUMNS if column in NUMBERS]
+    numbers.sort(key=lambda column: column != "value")  # the result first
+    metrics: dict[str, Any] = {
+        row["row"]: {name: row[name] for name in numbers if row[name] is not None} for row in rows
+    }
+    write_json(path, metrics | {"floor": dict(floor)})
+
+
+def format_row(row: Row) -> str:
+    """A finished row as one line; the lines of several rows align."""
+    steps = f"{row['steps']} step" + ("s" if row["steps"] != 1 else "")
+    parts = [
+        f"{row['row']:<20}",
+        f"{row['metric']} {row['value']:8.2f}",
+        f"{row['sampler']:<7}",
+        f"{steps:>9}",
+        f"{row['nfe']:>4} NFE",
+        f"guidance {row['guidance_scale']:g}",
+        f"{row['images']:,} images",
+    ]
+    return "  ".join(parts)
+
+
+def row_caption(row: Row) -> str:
+    """What stands under the row's name in the sample grid: sampler, NFE, value."""
+    guidance = f", guidance {row['guidance_scale']:g}" if row["guidance_scale"] != 1 else ""
+    return f"{row['sampler']}{guidance} · {row['nfe']} NFE · {row['metric']} {row['value']:.1f}"
+
+
+def _check_rows(rows: Sequence[Row]) -> None:
+    if not rows:
+        raise ValueError("need at least 1 row, got 0 (params.yaml: rows)")
+    for row in rows:
+        missing = [column for column in COLUMNS if column not in row]
+        if missing:
+            raise ValueError(
+                f"need every column in row {row.get('row', '?')}, got none for {', '.join(missing)}"
+            )
+
+
+def _best_per_step_count(rows: Sequence[Row]) -> set[str]:
+    """Names of the rows that beat another one with the same number of steps."""
+    groups: dict[int, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row["steps"], []).append(row)
+    return {
+        min(group, key=lambda row: row["value"])["row"]
+        for group in groups.values()
+        if len(group) > 1
+    }
+
+
+def _cell(row: Row, column: str, bold: bool) -> str:
+    value = row[column]
+    if value is None or value == "":
+        return "–"
+    if column == "value":
+        return f"**{value:.2f}**" if bold else f"{value:.2f}"
+    if column == "train_seconds":
+        return f"{value:,.0f}"
+    if column in NUMBERS:
+        return f"{value:,.10g}"
+    return str(value)
+
+
+# --- figures ---------------------------------------------------------------------------------
+
+
+def sample_grid(
+    samples: Mapping[str, NDArray[np.uint8]],
+    captions: Mapping[str, str],
+    path: str | os.PathLike[str],
+    *,
+    columns: int,
+    lines: int = 5,
+    panels_across: int = 3,
+    title: str = "",
+) -> None:
+    """Write one PNG: a panel of sample images for every entry, in the order given.
+
+    Image i of every entry stands at line i // columns, column i % columns of its panel; so with
+    samples of one list of seeds, one place is one seed and class. Pixels are upscaled by a whole
+    number without interpolation; the names are bold, the captions grey below them.
+
+    Args:
+        samples: uint8 (N, C, H, W), C = 1 or 3, N >= columns * lines, one shape for all;
+            further images are not shown.
+        captions: the grey line by entry; an entry may be absent.
+        columns, lines: images in a panel.
+        panels_across: panels beside one another.
+        title: a line above everything.
+
+    Raises:
+        ValueError: no samples, too few of them, or shapes that differ.
+    """
+    shown = columns * lines
+    if not samples:
+        raise ValueError("need samples of at least 1 row, got 0 (params.yaml: rows)")
+    for name, images in samples.items():
+        if len(images) < shown:
+            raise ValueError(
+                f"need {shown} images of {name}, got {len(images)} (params.yaml: generate.images)"
+            )
+    if len({images.shape[1:] for images in samples.values()}) > 1:
+        shapes = ", ".join(f"{images.shape[1:]} of {name}" for name, images in samples.items())
+        raise ValueError(f"need images of one shape, got {shapes}")
+
+    resolution = next(iter(samples.values())).shape[-1]
+    scale = max(1, round(48 / resolution))
+    panels = [_tile(images[:shown], columns, scale) for images in samples.values()]
+    height, width = panels[0].shape[:2]
+    across = min(panels_across, len(panels))
+    margin, gutter, head, label = 28, 28, 44 if title else 8, 46
+    down = math.ceil(len(panels) / across)
+    canvas_width = 2 * margin + across * width + (across - 1) * gutter
+    canvas_height = head + down * (label + height + gutter // 2) + margin - gutter // 2
+
+    canvas = np.full((canvas_height, canvas_width, 3), 255, dtype=np.uint8)
+    figure = _figure(canvas_width, canvas_height)
+    if title:
+        room = canvas_width - 2 * margin
+        _fitted_text(figure, margin, 34, title, room, {"fontsize": 13, "color": INK})
+    for index, (name, panel) in enumerate(zip(samples, panels, strict=True)):
+        left = margin + (index % across) * (width + gutter)
+        top = head + (index // across) * (label + height + gutter // 2) + label
+        canvas[top : top + height, left : left + width] = panel
+        bold = {"fontsize": 11.5, "color": INK, "weight": "bold"}
+        grey = {"fontsize": 9.5, "color": MUTED}
+        _fitted_text(figure, left, top - 27, name, width, bold)
+        _fitted_text(figure, left, top - 9, captions.get(name, ""), width, grey)
+    figure.figimage(canvas, 0, 0)
+    _save(figure, path)
+
+
+def loss_curves(logs: Mapping[str, str | os.PathLike[str]], path: str | os.PathLike[str]) -> None:
+    """Write one PNG: a line of panels for every student, a panel for every loss it logs.
+
+    The logged values are faint, their running mean over a thirtieth of the run is dark.
+
+    Args:
+        logs: log.csv by student, with the columns of `CLOCK` and one for every loss; an empty
+            cell is a loss that was not computed at that time.
+
+    Raises:
+        ValueError: no logs, or a log without the column kimg.
+    """
+    if not logs:
+        raise ValueError("need the log of at least 1 student, got 0 (params.yaml: students)")
+    losses = {student: read_log(log) for student, log in logs.items()}
+    across = max(1, *(len(curves) for curves in losses.values()))
+    panel_width, panel_height = 340, 240
+    figure = _figure(max(across, 2) * panel_width, len(losses) * panel_height)
+    axes = figure.subplots(len(losses), max(across, 2), squeeze=False)
+    for line, (student, curves) in enumerate(losses.items()):
+        for axis in axes[line][len(curves) :]:
+            axis.axis("off")
+        for axis, color, (loss, (kimg, values)) in zip(
+            axes[line], PALETTE * 9, curves.items(), strict=False
+        ):
+            _curve(axis, kimg, values, color)
+            axis.set_title(loss.replace("_", " "), loc="right", fontsize=9, color=MUTED)
+        axes[line][0].set_title(student, loc="left", fontsize=10.5, color=INK, weight="bold")
+    figure.tight_layout(pad=1.2, w_pad=1.6, h_pad=1.6)
+    _save(figure, path)
+
+
+CLOCK = frozenset({"nimg", "kimg", "lr", "seconds", "images_per_second"})
+
+
+def read_log(
+    path: str | os.PathLike[str],
+) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """The losses in a log.csv: {loss: (kimg, value)}, both of shape (T,), empty cells dropped.
+
+    Raises:
+        ValueError: no column kimg, or a cell that is no number.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        names = [name for name in reader.fieldnames or [] if name not in CLOCK]
+        lines = list(reader)
+    if "kimg" not in (reader.fieldnames or []):
+        raise ValueError(f"need a column kimg in {path}, got {reader.fieldnames}")
+    curves: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+    for name in names:
+        try:
+            points = [(float(line["kimg"]), float(line[name])) for line in lines if line[name]]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"need numbers in column {name} of {path}, got: {error}") from error
+        kimg, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
+        curves[name] = (kimg, values)
+    return curves
+
+
+def smoothed(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """Centred running mean over `window` values, over fewer at the ends; shape kept."""
+    kernel = np.ones(min(window, len(values)) or 1)
+    total = np.convolve(values, kernel, mode="same")
+    return total / np.convolve(np.ones(len(values)), kernel, mode="same")
+
+
+def _curve(
+    axis: "Axes", kimg: NDArray[np.float64], values: NDArray[np.float64], color: str
+) -> None:
+    axis.set_xlabel("kimg", fontsize=8, color=MUTED)
+    axis.tick_params(labelsize=8, colors=MUTED, length=3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(FAINT)
+    axis.grid(axis="y", color=FAINT, linewidth=0.5)
+    if len(values) == 0:
+        axis.text(0.5, 0.5, "nothing logged", transform=axis.transAxes, ha="center", color=MUTED)
+        return
+    smooth = smoothed(values, window=max(1, len(values) // 30))
+    axis.plot(kimg, values, color=color, alpha=0.25, linewidth=0.8)
+    axis.plot(kimg, smooth, color=color, linewidth=1.6, marker="o" if len(kimg) == 1 else None)
+    if values.min() > 0 and smooth.max() > 20 * smooth.min():
+        _log_scale(axis)
+
+
+def _log_scale(axis: "Axes") -> None:
+    """Decades with labels at 1, 2 and 5 only, as plain numbers: matplotlib's own overlap."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _tile(images: NDArray[np.uint8], columns: int, scale: int) -> NDArray[np.uint8]:
+    """(N, C, H, W) -> one RGB picture of tiles, `scale` times upscaled, with 2 pixels between."""
+    count, channels, height, width = images.shape
+    big = images.repeat(scale, axis=2).repeat(scale, axis=3).transpose(0, 2, 3, 1)
+    lines, gap = math.ceil(count / columns), 2
+    step_y, step_x = height * scale + gap, width * scale + gap
+    picture = np.full((lines * step_y - gap, columns * step_x - gap, 3), 255, dtype=np.uint8)
+    for index, image in enumerate(big):
+        top, left = index // columns * step_y, index % columns * step_x
+        picture[top : top + height * scale, left : left + width * scale] = image
+    return picture
+
+
+DPI = 100
+
+
+def _figure(width: int, height: int) -> "Figure":
+    """A white figure of so many pixels, drawn by Agg whatever the user's display and style."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _fitted_text(
+    figure: "Figure", left: int, baseline: int, text: str, room: int, style: dict[str, Any]
+) -> None:
+    """Text at pixels from the top left; shrunk a little, then cut, until `room` pixels hold it."""
+    width, height = figure.get_size_inches() * DPI
+    drawn = figure.text(left / width, 1 - baseline / height, text, va="baseline", **style)
+    size = float(style["fontsize"])
+    smallest = 0.8 * size
+    while drawn.get_window_extent().width > room and len(text) > 1:
+        if size > smallest:
+            size -= 0.5
+            drawn.set_fontsize(size)
+        else:
+            text = text[:-1]
+            drawn.set_text(f"{text.rstrip()}…")
+
+
+def _save(figure: "Figure", path: str | os.PathLike[str]) -> None:
+    with atomic_path(path) as temporary:
+        # No version of matplotlib inside: the same picture has the same bytes after an upgrade.
+        figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})

@@ -1,0 +1,1 @@
+"""The pipeline's commands, a thin module each: read params, call the library, write the outputs."""

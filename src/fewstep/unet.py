@@ -1,0 +1,294 @@
+"""The networks F(x; c_noise, labels): ADM (Dhariwal & Nichol 2021) and DDPM++ (Song et al. 2021).
+
+Parameters are named as in EDM's checkpoints, which therefore load as they are.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Linear(nn.Module):
+    """Affine map whose float32 weights are cast to the type of the activations."""
+
+    def __init__(self, n_in: int, n_out: int, init: "Init", bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(init((n_out, n_in), n_in, n_out))
+        self.bias = nn.Parameter(init.bias((n_out,), n_in, n_out)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+class Conv2d(nn.Module):
+    """Box resampling by 2 (`up`, `down`), then a kernel x kernel convolution; kernel 0 has none."""
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        kernel: int,
+        init: "Init",
+        up: bool = False,
+        down: bool = False,
+    ) -> None:
+        super().__init__()
+        self.up, self.down = up, down
+        fans = (n_in * kernel**2, n_out * kernel**2)
+        shape = (n_out, n_in, kernel, kernel)
+        self.weight = nn.Parameter(init(shape, *fans)) if kernel else None
+        self.bias = nn.Parameter(init.bias((n_out,), *fans)) if kernel else None
+        # published state dicts hold the box filter; avg_pool2d and nearest upsampling apply it
+        box = torch.full((1, 1, 2, 2), 0.25) if up or down else None
+        self.register_buffer("resample_filter", box)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.up:
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
+        if self.down:
+            x = F.avg_pool2d(x, 2)
+        if self.weight is None or self.bias is None:
+            return x
+        padding = self.weight.shape[-1] // 2
+        return F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype), padding=padding)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation with at least 4 channels a group and at most 32 groups."""
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.groups, self.eps = min(32, channels // 4), eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.group_norm(x, self.groups, weight, bias, self.eps)
+
+
+class Init:
+    """Initial values of weights and biases: a distribution of unit gain, times a gain for each."""
+
+    def __init__(self, kind: str, gain: float = 1.0, bias_gain: float = 0.0) -> None:
+        self.kind, self.gain, self.bias_gain = kind, gain, bias_gain
+
+    def __call__(self, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Tensor:
+        return self.gain * self.draw(shape, fan_in, fan_out)
+
+    def bias(self, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Tensor:
+        return self.bias_gain * self.draw(shape, fan_in, fan_out)
+
+    def draw(self, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Tensor:
+        if self.kind == "kaiming_normal":
+            return torch.randn(shape) / math.sqrt(fan_in)
+        width = 3 / fan_in if self.kind == "kaiming_uniform" else 6 / (fan_in + fan_out)
+        return math.sqrt(width) * (torch.rand(shape) * 2 - 1)
+
+
+class PositionalEmbedding(nn.Module):
+    """cos and sin of c_noise at geometrically spaced frequencies, shape (B, channels)."""
+
+    def __init__(self, channels: int, endpoint: bool) -> None:
+        super().__init__()
+        self.count, self.endpoint = channels // 2, endpoint
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        steps = torch.arange(self.count, dtype=torch.float32, device=c_noise.device)
+        freqs = (1 / 10000) ** (steps / (self.count - int(self.endpoint)))
+        angle = c_noise.outer(freqs.to(c_noise.dtype))
+        return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class UNetBlock(nn.Module):
+    """Residual block; the embedding scales and shifts (ADM) or shifts (DDPM++); then attention."""
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        n_emb: int,
+        style: "Style",
+        dropout: float = 0.0,
+        attention: bool = False,
+        up: bool = False,
+        down: bool = False,
+    ) -> None:
+        super().__init__()
+        self.style, self.dropout, self.n_out = style, dropout, n_out
+        self.norm0 = GroupNorm(n_in, style.eps)
+        self.conv0 = Conv2d(n_in, n_out, 3, style.init, up, down)
+        self.affine = Linear(n_emb, 2 * n_out if style.adaptive_scale else n_out, style.init)
+        self.norm1 = GroupNorm(n_out, style.eps)
+        self.conv1 = Conv2d(n_out, n_out, 3, style.zero)
+        self.skip = None
+        if n_in != n_out or up or down:
+            kernel = 1 if n_in != n_out or style.resample_proj else 0
+            self.skip = Conv2d(n_in, n_out, kernel, style.init, up, down)
+        self.heads = 0
+        if attention:
+            self.heads = n_out // 64 if style.channels_per_head else 1
+            if self.heads * 64 != n_out and style.channels_per_head:
+                raise ValueError(
+                    f"need a multiple of 64 channels where attention is, got {n_out} "
+                    "(params.yaml: network.model_channels, network.channel_mult)"
+                )
+            self.norm2 = GroupNorm(n_out, style.eps)
+            self.qkv = Conv2d(n_out, 3 * n_out, 1, style.attention_init)
+            self.proj = Conv2d(n_out, n_out, 1, style.zero)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv0(F.silu(self.norm0(x)))
+        params = self.affine(emb)[:, :, None, None].to(x.dtype)
+        if self.style.adaptive_scale:
+            scale, shift = params.chunk(2, dim=1)
+            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
+        else:
+            h = F.silu(self.norm1(h + params))
+        h = self.conv1(F.dropout(h, self.dropout, self.training))
+        x = (h + (x if self.skip is None else self.skip(x))) * self.style.skip_scale
+        return (x + self.attend(x)) * self.style.skip_scale if self.heads else x
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Self-attention over pixels; q, k, v are interleaved inside each head's channels."""
+        n, c, height, width = x.shape
+        qkv = self.qkv(self.norm2(x)).reshape(n, self.heads, c // self.heads, 3, height * width)
+        q, k, v = (t.transpose(-1, -2) for t in qkv.unbind(3))
+        a = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(a.transpose(-1, -2).reshape(n, c, height, width))
+
+
+class Style:
+    """What differs between the blocks of ADM and of DDPM++."""
+
+    def __init__(self, adm: bool) -> None:
+        self.adaptive_scale = self.channels_per_head = adm
+        self.resample_proj = not adm
+        self.eps = 1e-5 if adm else 1e-6
+        self.skip_scale = 1.0 if adm else math.sqrt(0.5)
+        if adm:
+            self.init = self.attention_init = Init("kaiming_uniform", 3**-0.5, 3**-0.5)
+            self.zero = Init("kaiming_uniform", 0.0)
+        else:
+            self.init, self.attention_init = (
+                Init("xavier_uniform"),
+                Init("xavier_uniform", 0.2**0.5),
+            )
+            self.zero = Init("xavier_uniform", 1e-5)
+
+
+class UNet(nn.Module):
+    """Encoder and decoder over resolutions that halve at each level, with skip connections.
+
+    `forward(x, c_noise, labels)` takes images (B, C, H, W), c_noise (B,) and one-hot labels
+    (B, classes), a zero row meaning no label, and returns F of the shape of x. In train mode
+    each label row is zeroed with probability `label_dropout`.
+    """
+
+    map_augment: Linear | None = None
+
+    def __init__(
+        self,
+        resolution: int,
+        channels: int,
+        classes: int,
+        model_channels: int,
+        channel_mult: tuple[int, ...],
+        num_blocks: int,
+        attn_resolutions: tuple[int, ...],
+        dropout: float = 0.0,
+        label_dropout: float = 0.0,
+        adm: bool = True,
+        augment_dim: int = 0,
+    ) -> None:
+        super().__init__()
+        self.adm, self.label_dropout, self.classes = adm, label_dropout, classes
+        style = Style(adm)
+        n_emb = 4 * model_channels
+
+        self.map_noise = PositionalEmbedding(model_channels, endpoint=not adm)
+        self.map_layer0 = Linear(model_channels, n_emb, style.init)
+        self.map_layer1 = Linear(n_emb, n_emb, style.init)
+        if adm:
+            init = Init("kaiming_normal", math.sqrt(classes))
+            self.map_label = Linear(classes, n_emb, init, bias=False)
+        else:
+            self.map_label = Linear(classes, model_channels, style.init)
+            if augment_dim:
+                self.map_augment = Linear(augment_dim, model_channels, style.init, bias=False)
+
+        def block(
+            n_in: int, n_out: int, attn: bool, up: bool = False, down: bool = False
+        ) -> UNetBlock:
+            return UNetBlock(n_in, n_out, n_emb, style, dropout, attn, up, down)
+
+        width = model_channels * channel_mult[0] if adm else model_channels
+        self.enc = nn.ModuleDict()
+        skips: list[int] = []
+        for level, mult in enumerate(channel_mult):
+            res = resolution >> level
+            if level == 0:
+                self.enc[f"{res}x{res}_conv"] = Conv2d(channels, width, 3, style.init)
+            else:
+                self.enc[f"{res}x{res}_down"] = block(width, width, attn=False, down=True)
+            skips.append(width)
+            for i in range(num_blocks):
+                attn = res in attn_resolutions
+                self.enc[f"{res}x{res}_block{i}"] = block(width, model_channels * mult, attn)
+                width = model_channels * mult
+                skips.append(width)
+
+        self.dec = nn.ModuleDict()
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            res = resolution >> level
+            if level == len(channel_mult) - 1:
+                self.dec[f"{res}x{res}_in0"] = block(width, width, attn=True)
+                self.dec[f"{res}x{res}_in1"] = block(width, width, attn=False)
+            else:
+                self.dec[f"{res}x{res}_up"] = block(width, width, attn=False, up=True)
+            for i in range(num_blocks + 1):
+                attn = res in attn_resolutions and (adm or i == num_blocks)
+                n_in, width = width + skips.pop(), model_channels * mult
+                self.dec[f"{res}x{res}_block{i}"] = block(n_in, width, attn)
+        if adm:
+            self.out_norm, self.out_conv = GroupNorm(width), Conv2d(width, channels, 3, style.zero)
+        else:
+            self.dec[f"{resolution}x{resolution}_aux_norm"] = GroupNorm(width, 1e-6)
+            self.dec[f"{resolution}x{resolution}_aux_conv"] = Conv2d(width, channels, 3, style.zero)
+
+    def embed(self, c_noise: Tensor, labels: Tensor) -> Tensor:
+        """The conditioning vector of noise level and label, shape (B, emb channels)."""
+        if self.training and self.label_dropout:
+            keep = torch.rand(len(labels), 1, device=labels.device) >= self.label_dropout
+            labels = labels * keep.to(labels.dtype)
+        emb = self.map_noise(c_noise)
+        if self.adm:
+            emb = self.map_layer1(F.silu(self.map_layer0(emb)))
+            return F.silu(emb + self.map_label(labels))
+        cos, sin = emb.chunk(2, dim=1)
+        emb = torch.cat([sin, cos], dim=1) + self.map_label(labels * math.sqrt(self.classes))
+        return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
+
+    def encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:
+        """Outputs of all encoder stages; the last is the bottleneck (B, C', H', W')."""
+        outputs = []
+        for stage in self.enc.values():
+            x = stage(x, emb) if isinstance(stage, UNetBlock) else stage(x)
+            outputs.append(x)
+        return outputs
+
+    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor) -> Tensor:
+        emb = self.embed(c_noise, labels)
+        skips = self.encode(x, emb)
+        x = skips[-1]
+        for name, stage in self.dec.items():
+            if not isinstance(stage, UNetBlock):
+                x = stage(F.silu(x)) if name.endswith("conv") else stage(x)
+                continue
+            if "_block" in name:
+                x = torch.cat([x, skips.pop()], dim=1)
+            x = stage(x, emb)
+        return self.out_conv(F.silu(self.out_norm(x))) if self.adm else x

@@ -1,0 +1,223 @@
+"""Features and the Fréchet distance: closed forms, recorded numbers, invariance, refusals."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from fewstep.metrics import efficientnet
+from fewstep.metrics.features import FeatureExtractor, extract, load_features
+from fewstep.metrics.frechet import (
+    GaussianStats,
+    frechet_distance,
+    gaussian_stats,
+    load_stats,
+    save_stats,
+)
+
+PARITY = Path(__file__).parent / "data" / "parity" / "frechet.npz"
+
+
+@pytest.fixture(scope="module")
+def lite0() -> FeatureExtractor:
+    return load_features("efficientnet-lite0")
+
+
+def pattern(count: int, channels: int = 1, size: int = 16) -> NDArray[np.uint8]:
+    """Images by formula, so that the pinned numbers depend on no generator."""
+    i, c, y, x = np.ogrid[:count, :channels, :size, :size]
+    return ((i * 41 + c * 83 + 3 * y * y + 7 * x * (i + 1)) % 256).astype(np.uint8)
+
+
+def gaussian(mean: list[float], cov: NDArray[np.float64], count: int = 1000) -> GaussianStats:
+    return GaussianStats(np.array(mean, dtype=np.float64), cov, count)
+
+
+# --- EfficientNet-Lite0 ----------------------------------------------------------------------
+
+
+def test_features_of_fixed_images_are_the_pinned_numbers(lite0: FeatureExtractor) -> None:
+    features = extract(lite0, pattern(4), batch=4)
+    assert features.shape == (4, lite0.dim) and features.dtype == np.float32
+    pinned = [
+        [0.8045, -6.3883, -1.1021, 2.7088],
+        [-4.3675, -5.266, -2.3171, 1.4478],
+        [-12.6575, -5.8707, -0.1067, 4.0219],
+    ]
+    np.testing.assert_allclose(features[[0, 1, 3], :4], pinned, atol=1e-3)
+
+
+def test_batch_size_does_not_change_features(lite0: FeatureExtractor) -> None:
+    images = pattern(13)
+    whole = extract(lite0, images, batch=13)
+    for batch in (1, 4, 100):
+        np.testing.assert_allclose(extract(lite0, images, batch), whole, atol=1e-5)
+
+
+def test_grey_equals_the_same_grey_in_three_channels(lite0: FeatureExtractor) -> None:
+    grey = pattern(3)
+    features = extract(lite0, grey.repeat(3, axis=1), batch=3)
+    np.testing.assert_allclose(features, extract(lite0, grey, batch=3), atol=1e-5)
+
+
+def test_folded_batch_norms_give_the_features_of_the_published_layers(
+    lite0: FeatureExtractor,
+) -> None:
+    network = efficientnet.EfficientNetLite0().eval()
+    state = torch.load(efficientnet.weights_path(), weights_only=True)
+    network.load_state_dict(state, strict=True)
+    images = torch.from_numpy(pattern(3, channels=3, size=64))
+    with torch.inference_mode():
+        torch.testing.assert_close(lite0(images), network(images), rtol=1e-5, atol=1e-5)
+
+
+def test_feature_block_is_the_last_of_112_channels() -> None:
+    widths = [stage.channels for stage in efficientnet.STAGES for _ in range(stage.blocks)]
+    assert len(widths) == 16
+    assert widths[efficientnet.FEATURE_BLOCK] == efficientnet.DIM == 112
+    assert widths[efficientnet.FEATURE_BLOCK + 1] == 192
+
+
+def test_same_padding_of_even_images_is_at_the_bottom_right_only() -> None:
+    conv = efficientnet.SameConv2d(1, 1, kernel=3, stride=2)
+    torch.nn.init.ones_(conv.weight)
+    counted = conv(torch.ones(1, 1, 4, 4))[0, 0].tolist()
+    assert counted == [[9.0, 6.0], [6.0, 4.0]]
+
+
+def test_other_weights_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"not the weights")
+    with pytest.raises(ValueError, match=r"need sha256 579344248a93\w+ of .*weights.pth, got \w+"):
+        efficientnet.load_efficientnet(file)
+    with pytest.raises(ValueError, match="got no file"):
+        efficientnet.load_efficientnet(tmp_path / "absent.pth")
+
+
+# --- the interface ---------------------------------------------------------------------------
+
+
+def test_unknown_features_are_refused_with_the_known_names() -> None:
+    message = r"need features from efficientnet-lite0, got 'vgg' \(params.yaml: metric.features\)"
+    with pytest.raises(ValueError, match=message):
+        load_features("vgg")
+
+
+def test_results_say_which_features_they_are_of(lite0: FeatureExtractor) -> None:
+    assert lite0.label == "FD-EffLite0"
+    assert lite0.sha256.startswith("579344248a93")
+
+
+def test_zero_images_are_refused(lite0: FeatureExtractor) -> None:
+    with pytest.raises(ValueError, match=r"at least 1 image, got 0 \(params.yaml: generate.images"):
+        extract(lite0, pattern(0), batch=4)
+
+
+@pytest.mark.parametrize(
+    "images", [torch.zeros(2, 1, 8, 8), torch.zeros(2, 8, 8, dtype=torch.uint8)]
+)
+def test_images_that_are_not_uint8_nchw_are_refused(
+    lite0: FeatureExtractor, images: torch.Tensor
+) -> None:
+    with pytest.raises(ValueError, match=r"need uint8 images of shape \(N, 1 or 3, H, W\)"):
+        lite0(images)
+
+
+def test_progress_counts_every_image_once() -> None:
+    done: list[int] = []
+    extract(lambda images: images.float().mean((2, 3)), pattern(10), 4, done.append)
+    assert done == [4, 4, 2]
+
+
+# --- Fréchet distance ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pair", [0, 1, 2])
+def test_distance_equals_the_recorded_reference(pair: int) -> None:
+    with np.load(PARITY) as vectors:
+        a, b = (gaussian_stats(vectors[f"{pair}/features_{side}"]) for side in "ab")
+        assert frechet_distance(a, b) == pytest.approx(float(vectors[f"{pair}/fid"]), rel=1e-9)
+
+
+def test_distance_of_commuting_gaussians_is_the_closed_form() -> None:
+    a = gaussian([0, 0, 0], np.diag([1.0, 4.0, 9.0]))
+    b = gaussian([1, 2, 2], np.diag([4.0, 4.0, 1.0]))
+    # |mean|^2 + sum (std_a - std_b)^2
+    assert frechet_distance(a, b) == pytest.approx(9 + 1 + 0 + 4, rel=1e-12)
+
+
+def test_distance_is_symmetric_zero_to_itself_and_invariant_to_rotation() -> None:
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(300, 12)), generator.normal(1, 2, size=(200, 12))
+    y[:, 1] += y[:, 0]
+    rotation = np.linalg.qr(generator.normal(size=(12, 12)))[0]
+    a, b = gaussian_stats(x), gaussian_stats(y)
+    distance = frechet_distance(a, b)
+    assert frechet_distance(b, a) == pytest.approx(distance, rel=1e-10)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-10)
+    turned = frechet_distance(gaussian_stats(x @ rotation), gaussian_stats(y @ rotation))
+    assert turned == pytest.approx(distance, rel=1e-10)
+
+
+def test_distance_of_singular_covariances_is_finite_and_exact() -> None:
+    a, b = gaussian([0, 0], np.diag([1.0, 0.0])), gaussian([0, 0], np.diag([0.0, 1.0]))
+    assert frechet_distance(a, b) == pytest.approx(2, abs=1e-7)
+
+
+def test_covariance_divides_by_one_less_than_the_images_in_float64() -> None:
+    # 1e4 apart from 0, float32 sums would lose the variance.
+    stats = gaussian_stats(np.array([[1e4], [1e4 + 1], [1e4 + 2], [1e4 + 3]], dtype=np.float32))
+    assert stats.cov.dtype == np.float64 and stats.count == 4
+    assert stats.cov.item() == pytest.approx(5 / 3, rel=1e-12)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_refused(bad: float) -> None:
+    features = np.zeros((5, 2))
+    features[3, 1] = bad
+    with pytest.raises(ValueError, match="finite features, got NaN or infinity in 1 of 5 images"):
+        gaussian_stats(features)
+    with pytest.raises(ValueError, match="finite stats, got NaN or infinity in the second"):
+        frechet_distance(gaussian([0], np.eye(1)), gaussian([bad], np.eye(1)))
+
+
+def test_one_image_is_refused_and_too_few_for_full_rank_warn() -> None:
+    with pytest.raises(ValueError, match="need at least 2 images for a covariance, got 1"):
+        gaussian_stats(np.zeros((1, 3)))
+    with pytest.warns(UserWarning, match="need 4 images for a covariance of full rank, got 3"):
+        gaussian_stats(np.zeros((3, 3)))
+
+
+def test_stats_of_different_dimensions_are_refused() -> None:
+    with pytest.raises(ValueError, match="need stats of one feature dimension, got 1 and 2"):
+        frechet_distance(gaussian([0], np.eye(1)), gaussian([0, 0], np.eye(2)))
+
+
+def test_saved_stats_load_as_they_were_and_have_the_same_bytes(tmp_path: Path) -> None:
+    stats = gaussian_stats(np.random.default_rng(0).normal(size=(50, 4)))
+    first, second = tmp_path / "stats.npz", tmp_path / "again" / "stats.npz"
+    save_stats(first, stats)
+    save_stats(second, stats)
+    assert first.read_bytes() == second.read_bytes()
+    loaded = load_stats(first)
+    assert loaded.count == 50
+    assert (loaded.mean == stats.mean).all() and (loaded.cov == stats.cov).all()
+
+
+def test_truncated_and_foreign_stats_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "stats.npz"
+    save_stats(path, gaussian_stats(np.random.default_rng(0).normal(size=(50, 4))))
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(ValueError, match="need mean, cov and count in .*stats.npz"):
+        load_stats(path)
+    np.savez(path, mu=np.zeros(2))
+    with pytest.raises(ValueError, match="need mean, cov and count in .*stats.npz"):
+        load_stats(path)
+    np.savez(path, mean=np.zeros(3), cov=np.eye(2), count=9)
+    with pytest.raises(ValueError, match=r"need mean \(d,\) and cov \(d, d\) in .*stats.npz"):
+        load_stats(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        load_stats(path)

@@ -1,0 +1,235 @@
+"""The table, metrics.json and the figures: what they hold, and that figures are whole pictures."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from fewstep.report import (
+    COLUMNS,
+    format_row,
+    loss_curves,
+    markdown_table,
+    read_log,
+    row_caption,
+    sample_grid,
+    smoothed,
+    table_caption,
+    write_metrics,
+    write_table,
+)
+
+FLOOR = {"value": 2.41, "images": 2000, "other_images": 8000}
+
+
+def row(name: str, steps: int, value: float, **changes: object) -> dict[str, Any]:
+    return {
+        "row": name,
+        "student": "cd",
+        "method": "consistency",
+        "sampler": "ddim",
+        "steps": steps,
+        "nfe": steps,
+        "guidance_scale": 1.0,
+        "metric": "FD-EffLite0",
+        "value": value,
+        "images": 2000,
+        "kimg": 48.0,
+        "train_seconds": 288.4,
+    } | changes
+
+
+ROWS = [
+    row("teacher-heun-35", 18, 11.5, nfe=35, kimg=None, train_seconds=None, student="teacher"),
+    row("teacher-euler-8", 8, 31.8, kimg=None, train_seconds=None, student="teacher"),
+    row("cd-8", 8, 14.7123456789),
+]
+
+
+def images(value: int, count: int = 6, channels: int = 1, size: int = 16) -> NDArray[np.uint8]:
+    return np.full((count, channels, size, size), value, dtype=np.uint8)
+
+
+# --- numbers ---------------------------------------------------------------------------------
+
+
+def test_csv_keeps_order_and_precision_and_leaves_cells_empty(tmp_path: Path) -> None:
+    write_table(ROWS, tmp_path, "caption")
+    with open(tmp_path / "table.csv", newline="") as file:
+        reader = csv.DictReader(file)
+        read = list(reader)
+    assert tuple(reader.fieldnames or ()) == COLUMNS
+    assert [line["row"] for line in read] == ["teacher-heun-35", "teacher-euler-8", "cd-8"]
+    assert float(read[2]["value"]) == 14.7123456789
+    assert read[0]["kimg"] == read[0]["train_seconds"] == ""
+
+
+def test_markdown_has_the_caption_above_and_a_line_of_one_width_a_row(tmp_path: Path) -> None:
+    write_table(ROWS, tmp_path, "How to read it.")
+    caption, blank, *table = (tmp_path / "table.md").read_text(encoding="utf-8").splitlines()
+    assert (caption, blank) == ("How to read it.", "")
+    assert len(table) == 2 + len(ROWS)
+    assert len({len(line) for line in table}) == 1
+
+
+def test_numbers_are_right_aligned_and_names_left() -> None:
+    rule = markdown_table(ROWS).splitlines()[1].strip("| ").split(" | ")
+    right = {column for column, cell in zip(COLUMNS, rule, strict=True) if cell.endswith(":")}
+    assert right == set(COLUMNS) - {"row", "student", "method", "sampler", "metric"}
+
+
+def test_best_of_a_number_of_steps_is_bold_and_a_lone_row_is_not() -> None:
+    table = markdown_table(ROWS)
+    assert "**14.71**" in table
+    assert table.count("**") == 2
+
+
+def test_caption_names_metric_reference_seeds_and_floor() -> None:
+    caption = table_caption("FD-EffLite0", 10000, (0, 1999), FLOOR)
+    for part in ("FD-EffLite0", "10,000 real images", "0 to 1,999", "8,000 others", "2.41"):
+        assert part in caption
+    assert "FID" not in caption
+
+
+def test_metrics_nest_numbers_by_row_and_leave_out_what_is_absent(tmp_path: Path) -> None:
+    write_metrics(ROWS, FLOOR, tmp_path / "metrics.json")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(metrics) == ["teacher-heun-35", "teacher-euler-8", "cd-8", "floor"]
+    assert metrics["floor"] == FLOOR
+    assert metrics["cd-8"]["value"] == 14.7123456789
+    assert list(metrics["cd-8"])[0] == "value"
+    assert set(metrics["teacher-euler-8"]) == {"value", "steps", "nfe", "guidance_scale", "images"}
+
+
+def test_a_row_called_floor_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"row name other than 'floor'.*\(params.yaml: rows\)"):
+        write_metrics([row("floor", 1, 1.0)], FLOOR, tmp_path / "metrics.json")
+
+
+def test_no_rows_and_rows_without_a_column_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"at least 1 row, got 0 \(params.yaml: rows\)"):
+        write_table([], tmp_path, "")
+    broken = row("cd-8", 8, 1.0)
+    del broken["nfe"], broken["kimg"]
+    with pytest.raises(ValueError, match="every column in row cd-8, got none for nfe, kimg"):
+        write_table([broken], tmp_path, "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_terminal_lines_of_rows_align() -> None:
+    lines = [format_row(row("cd-8", 1, 9.0)), format_row(row("dmd2-10-guided", 10, 635.25))]
+    assert len({line.index("FD-EffLite0") for line in lines}) == 1
+    assert len({line.index("NFE") for line in lines}) == 1
+    assert "1 step " in lines[0] and "10 steps" in lines[1] and "635.25" in lines[1]
+
+
+# --- figures ---------------------------------------------------------------------------------
+
+
+def test_row_caption_names_guidance_only_when_it_is_on() -> None:
+    assert row_caption(ROWS[2]) == "ddim · 8 NFE · FD-EffLite0 14.7"
+    guided = row("g", 10, 17.0, guidance_scale=1.5, nfe=20)
+    assert row_caption(guided) == "ddim, guidance 1.5 · 20 NFE · FD-EffLite0 17.0"
+
+
+def test_sample_pixels_are_upscaled_by_a_whole_number_in_the_order_given(tmp_path: Path) -> None:
+    path = tmp_path / "samples.png"
+    ramp = images(0, channels=3)  # coloured, as no letter is
+    ramp[:, 0] = np.arange(6)[:, None, None] * 10 + 100
+    sample_grid({"real": ramp, "cd": images(7, channels=3)}, {}, path, columns=3, lines=2)
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    corners = []
+    for red in range(100, 160, 10):
+        found = np.argwhere((pixels == (red, 0, 0)).all(axis=2))
+        corners.append(found.min(axis=0))
+        assert len(found) == 48 * 48  # 16 pixels x 3, nothing blurred at the edge
+        assert (found.max(axis=0) - corners[-1] == 47).all()
+    assert tuple(corners[1] - corners[0]) == (0, 50)  # 2 pixels between
+    assert tuple(corners[3] - corners[0]) == (50, 0)  # image 3 begins the second line
+    assert np.argwhere((pixels == 7).all(axis=2))[:, 1].min() > corners[2][1] + 48
+
+
+def test_sample_grid_has_the_same_bytes_each_time_and_wraps_panels(tmp_path: Path) -> None:
+    samples = {f"row-{index}": images(index * 20, channels=3) for index in range(5)}
+    captions = {name: "a caption that is much longer than its panel is wide" for name in samples}
+    for name in ("a.png", "b.png"):
+        sample_grid(samples, captions, tmp_path / name, columns=3, lines=2, title="Title")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    width, height = Image.open(tmp_path / "a.png").size
+    assert width > 3 * 3 * 48 and height > 2 * 2 * 48
+
+
+def test_long_captions_stay_within_their_panel(tmp_path: Path) -> None:
+    path = tmp_path / "samples.png"
+    sample_grid({"a" * 80: images(0)}, {"a" * 80: "b" * 300}, path, columns=3, lines=2)
+    pixels = np.asarray(Image.open(path).convert("L"))
+    inked = np.flatnonzero((pixels < 255).any(axis=0))
+    panel = np.flatnonzero((pixels == 0).sum(axis=0) > 48)
+    assert inked.min() >= panel.min() and inked.max() <= panel.max()
+
+
+def test_samples_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "samples.png"
+    with pytest.raises(ValueError, match=r"need 20 images of cd, got 6 \(params.yaml: generate"):
+        sample_grid({"cd": images(0)}, {}, path, columns=10, lines=2)
+    with pytest.raises(ValueError, match=r"need images of one shape, got \(1, 16, 16\) of a, "):
+        sample_grid({"a": images(0), "b": images(0, size=8)}, {}, path, columns=3, lines=2)
+    with pytest.raises(ValueError, match="need samples of at least 1 row"):
+        sample_grid({}, {}, path, columns=3)
+    assert not path.exists()
+
+
+def write_log(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_log_gives_each_loss_where_it_was_computed(tmp_path: Path) -> None:
+    text = (
+        "nimg,kimg,lr,seconds,images_per_second,dm,fake\n64,0.064,1,1,1,,2\n128,0.128,1,2,1,3,4\n"
+    )
+    curves = read_log(write_log(tmp_path / "log.csv", text))
+    assert list(curves) == ["dm", "fake"]
+    assert [part.tolist() for part in curves["dm"]] == [[0.128], [3.0]]
+    assert [part.tolist() for part in curves["fake"]] == [[0.064, 0.128], [2.0, 4.0]]
+
+
+def test_loss_curves_draw_students_with_different_losses(tmp_path: Path) -> None:
+    head = "nimg,kimg,lr,seconds,images_per_second,"
+    body = "".join(f"{i},{i / 1000},1,1,1,{1000 / i}\n" for i in range(64, 6400, 64))
+    logs = {
+        "cd": write_log(tmp_path / "cd.csv", f"{head}consistency\n{body}"),
+        "one": write_log(tmp_path / "one.csv", f"{head}dm,fake\n64,0.064,1,1,1,3,4\n"),
+        "none": write_log(tmp_path / "none.csv", f"{head}dm\n"),
+    }
+    loss_curves(logs, tmp_path / "loss.png")
+    pixels = np.asarray(Image.open(tmp_path / "loss.png").convert("RGB"))
+    assert pixels.shape[0] == 3 * 240
+    assert (pixels != 255).any()
+
+
+def test_logs_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"need the log of at least 1 student.*students"):
+        loss_curves({}, tmp_path / "loss.png")
+    with pytest.raises(ValueError, match="need a column kimg in .*log.csv"):
+        read_log(write_log(tmp_path / "log.csv", "nimg,loss\n1,2\n"))
+    with pytest.raises(ValueError, match="need numbers in column loss of .*log.csv"):
+        read_log(write_log(tmp_path / "log.csv", "kimg,loss\n1,abc\n"))
+
+
+def test_smoothing_keeps_shape_and_constants() -> None:
+    assert smoothed(np.full(7, 3.0), window=3) == pytest.approx(np.full(7, 3.0))
+    assert smoothed(np.array([0.0, 3.0, 0.0]), window=3).tolist() == [1.5, 1.0, 1.5]
+    assert smoothed(np.array([5.0]), window=4).tolist() == [5.0]
+
+
+def test_importing_the_report_does_not_import_matplotlib() -> None:
+    code = "import sys, fewstep.report; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
