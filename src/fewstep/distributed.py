@@ -1,9 +1,11 @@
 """Processes and devices: the launch under torchrun, and the few collectives that training needs."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -41,15 +43,26 @@ def launched() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def launch(device: str) -> None:
-    """Replace this process by torchrun, one process a GPU, that runs this command line again."""
-    count = torch.cuda.device_count() if pick_device(device).type == "cuda" else 1
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+def launch(device: str) -> NoReturn:
+    """Run this command line again under torchrun, one process a GPU, and exit as it does."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    # what went wrong is said by the process that it went wrong in
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    kind = pick_device(device).type
+    count = torch.cuda.device_count() if kind == "cuda" else 1
     threads = os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    print(f"torchrun: {count} process(es) on {pick_device(device).type}, {threads} threads each")
-    sys.stdout.flush()
-    command = [*torchrun, f"--nproc-per-node={count}", "-m", "fewstep", *sys.argv[1:]]
-    os.execv(sys.executable, command)
+    print(f"torchrun: {count} process(es) on {kind}, {threads} threads each", flush=True)
+    here = ["--standalone", f"--nproc-per-node={count}", "-m", "fewstep", *sys.argv[1:]]
+    try:
+        run.main(here)
+    except ChildFailedError as error:
+        sys.exit(next(iter(error.failures.values())).exitcode)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+    sys.exit(0)
 
 
 def start(device: str) -> Rank:

@@ -129,13 +129,8 @@ class UNetBlock(nn.Module):
             kernel = 1 if n_in != n_out or style.resample_proj else 0
             self.skip = Conv2d(n_in, n_out, kernel, style.init, up, down)
         self.heads = 0
-        if attention:
-            self.heads = n_out // 64 if style.channels_per_head else 1
-            if self.heads * 64 != n_out and style.channels_per_head:
-                raise ValueError(
-                    f"need a multiple of 64 channels where attention is, got {n_out} "
-                    "(params.yaml: network.model_channels, network.channel_mult)"
-                )
+        if attention:  # ADM: 64 channels a head
+            self.heads = max(n_out // 64, 1) if style.channels_per_head else 1
             self.norm2 = GroupNorm(n_out, style.eps)
             self.qkv = Conv2d(n_out, 3 * n_out, 1, style.attention_init)
             self.proj = Conv2d(n_out, n_out, 1, style.zero)
