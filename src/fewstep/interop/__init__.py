@@ -1,0 +1,1 @@
+"""Other people's checkpoints: read safely, under their own state-dict names."""

@@ -1,0 +1,40 @@
+"""Two denoisers for tests: the exact one of Gaussian data, and a small network."""
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.denoiser import Denoiser
+from fewstep.unet import UNet
+
+CLASSES = 3
+
+
+class Gaussian(Denoiser):
+    """D(x; sigma) of data N(0, std^2), times a trainable gain of 1; keeps x's type, counts NFE."""
+
+    def __init__(self, std: float = 0.5) -> None:
+        nn.Module.__init__(self)
+        self.sigma_data, self.std, self.nfe = 0.5, std, 0
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        self.nfe += len(x)
+        variance = self.std**2
+        return self.gain * x * variance / (variance + sigma.to(x).reshape(-1, 1, 1, 1) ** 2)
+
+
+def exact_flow(x: Tensor, sigma: Tensor, sigma_next: Tensor, std: float = 0.5) -> Tensor:
+    """The probability-flow ODE of data N(0, std^2) from sigma to sigma_next, solved exactly."""
+    return x * ((std**2 + sigma_next**2) / (std**2 + sigma**2)).sqrt()
+
+
+def small_denoiser(
+    seed: int, dropout: float = 0.0, label_dropout: float = 0.0, precision: str = "fp32"
+) -> Denoiser:
+    """ADM on 8x8 grey images, 32 channels, whose zero-initialised layers are not zero."""
+    torch.manual_seed(seed)
+    unet = UNet(8, 1, CLASSES, 32, (1,), 1, (), dropout, label_dropout)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return Denoiser(unet, precision=precision)

@@ -1,0 +1,49 @@
+"""A toy experiment in a temporary folder: config/tiny.yaml with overrides, data, a random teacher."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from fewstep.data.lmdb import build_lmdb
+from fewstep.data.sources import open_source
+from fewstep.models import MODELS, build_denoiser, save_model
+from fewstep.params import Params, load_params
+from fewstep.train import DATA
+
+TINY = Path(__file__).parents[1] / "config" / "tiny.yaml"
+
+
+def tiny_params(folder: Path, **overrides: Any) -> Params:  # noqa: ANN401
+    """config/tiny.yaml with `a__b=value` overriding key a.b, written to folder/params.yaml."""
+    raw = yaml.safe_load(TINY.read_text())
+    for path, value in overrides.items():
+        *parents, key = path.replace("dmd2_", "dmd2-").split("__")
+        block = raw
+        for parent in parents:
+            block = block[parent]
+        block[key] = value
+    file = folder / "params.yaml"
+    file.write_text(yaml.safe_dump(raw))
+    return load_params(file)
+
+
+def set_up(folder: Path, monkeypatch: pytest.MonkeyPatch, images: int = 200) -> Params:
+    """Make `folder` the current one, with params, random images as LMDB and a random teacher."""
+    monkeypatch.chdir(folder)
+    rng = np.random.default_rng(0)
+    labels = np.arange(images) % 10
+    np.savez("toy.npz", images=rng.integers(0, 256, (images, 1, 16, 16), np.uint8), labels=labels)
+    params = tiny_params(folder, data__source="toy.npz")
+    d = params.data
+    build_lmdb(open_source(d.source, d.resolution, d.channels, d.classes), DATA, silent=True)
+    torch.manual_seed(0)
+    teacher = build_denoiser(params)
+    with torch.no_grad():
+        for parameter in teacher.parameters():  # a new network's output layers are zero
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    save_model(MODELS / "teacher", teacher.state_dict(), {"name": "teacher", "kimg": 0.0})
+    return params

@@ -1,0 +1,138 @@
+"""The network: published shapes and names, and what labels and dropout do."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import CLASSES, small_denoiser
+from fewstep.denoiser import Denoiser
+from fewstep.unet import UNet, UNetBlock
+
+
+def inputs(n: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, c_noise and one-hot labels for the small network."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, 1, 8, 8, generator=generator)
+    return x, torch.linspace(-1, 1, n), torch.eye(CLASSES)[torch.arange(n) % CLASSES]
+
+
+def test_imagenet_network_has_the_published_size_and_bottleneck() -> None:
+    with torch.device("meta"):  # shapes without memory
+        unet = UNet(64, 3, 1000, 192, (1, 2, 3, 4), 3, (32, 16, 8))
+        x, sigma, labels = torch.empty(2, 3, 64, 64), torch.empty(2), torch.empty(2, 1000)
+        bottleneck = Denoiser(unet).bottleneck(x, sigma, labels)
+        image = Denoiser(unet)(x, sigma, labels)
+    assert sum(p.numel() for p in unet.parameters()) / 1e6 == pytest.approx(295.9, abs=0.05)
+    assert bottleneck.shape == (2, 768, 8, 8)
+    assert image.shape == x.shape
+    assert len(unet.enc) == 16
+    assert [name for name in unet.dec if name.startswith("8x8")] == [
+        "8x8_in0",
+        "8x8_in1",
+        *(f"8x8_block{i}" for i in range(4)),
+    ]
+
+
+def test_imagenet_network_attends_where_published() -> None:
+    with torch.device("meta"):
+        unet = UNet(64, 3, 10, 64, (1, 2, 3, 4), 1, (32, 16, 8))
+    stages = [*unet.enc.items(), *unet.dec.items()]
+    heads = {name: block.heads for name, block in stages if getattr(block, "heads", 0)}
+    assert heads == {
+        "32x32_block0": 2,
+        "16x16_block0": 3,
+        "8x8_block0": 4,
+        "8x8_in0": 4,
+        "8x8_block1": 4,
+        "16x16_block1": 3,
+        "32x32_block1": 2,
+    }
+
+
+def test_state_dict_has_the_reference_names() -> None:
+    names = set(UNet(16, 3, 10, 32, (1, 2), 1, (8,)).state_dict())
+    assert names >= {
+        "map_layer0.weight",
+        "map_label.weight",
+        "enc.16x16_conv.weight",
+        "enc.8x8_down.conv0.resample_filter",
+        "enc.8x8_down.skip.resample_filter",
+        "enc.8x8_block0.qkv.weight",
+        "dec.8x8_in0.proj.bias",
+        "dec.16x16_up.conv0.weight",
+        "dec.16x16_block1.skip.bias",
+        "out_norm.weight",
+        "out_conv.bias",
+    }
+    assert not names & {"map_label.bias", "enc.8x8_down.skip.weight", "map_augment.weight"}
+
+
+@pytest.mark.parametrize("adm", [True, False])
+def test_output_has_the_shape_of_the_input(adm: bool) -> None:
+    unet = UNet(16, 2, 5, 32, (1, 2), 1, (8,), adm=adm)
+    x = torch.randn(3, 2, 16, 16)
+    assert unet(x, torch.zeros(3), torch.eye(5)[:3]).shape == x.shape
+
+
+def test_untrained_adm_answers_zero() -> None:
+    unet = UNet(8, 1, CLASSES, 32, (1,), 1, ())
+    assert not bool(unet(*inputs()).any())
+
+
+def test_answers_do_not_depend_on_the_rest_of_the_batch() -> None:
+    unet = small_denoiser(0).model.eval()
+    x, c_noise, labels = inputs()
+    alone = torch.cat([unet(x[i : i + 1], c_noise[i : i + 1], labels[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(unet(x, c_noise, labels), alone, rtol=1e-5, atol=1e-5)
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    unet = small_denoiser(0).model
+    unet(*inputs()).square().sum().backward()
+    silent = [n for n, p in unet.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not silent
+
+
+def test_label_and_noise_level_change_the_answer() -> None:
+    unet = small_denoiser(0).model.eval()
+    x, c_noise, labels = inputs()
+    answer = unet(x, c_noise, labels)
+    for other in (unet(x, c_noise, labels.roll(1, 1)), unet(x, c_noise + 1, labels)):
+        assert bool(((answer - other).flatten(1).abs().amax(dim=1) > 1e-3).all())
+
+
+def test_label_dropout_zeroes_whole_rows_at_its_rate_in_train_mode_only() -> None:
+    unet = small_denoiser(0, label_dropout=0.3).model
+    seen: list[Tensor] = []
+    unet.map_label.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    labels = torch.eye(CLASSES)[torch.arange(3000) % CLASSES]
+    unet.train().embed(torch.zeros(3000), labels)
+    unet.eval().embed(torch.zeros(3000), labels)
+    dropped = seen[0].sum(dim=1) == 0
+    assert float(dropped.float().mean()) == pytest.approx(0.3, abs=0.04)
+    assert bool((seen[0][~dropped] == labels[~dropped]).all())
+    assert bool((seen[1] == labels).all())
+
+
+def test_dropout_acts_in_train_mode_only() -> None:
+    unet = small_denoiser(0, dropout=0.5).model
+    first, second = unet(*inputs()), unet(*inputs())
+    assert not torch.equal(first, second)
+    unet.eval()
+    torch.testing.assert_close(unet(*inputs()), unet(*inputs()), rtol=0, atol=0)
+
+
+def test_narrow_network_attends_with_one_head() -> None:
+    block = UNet(8, 1, CLASSES, 32, (1,), 1, ()).dec["8x8_in0"]
+    assert isinstance(block, UNetBlock)
+    assert block.heads == 1
+
+
+def test_attention_lets_every_pixel_see_every_other() -> None:
+    unet = small_denoiser(0).model.eval()
+    block = unet.dec["8x8_in0"]
+    assert isinstance(block, UNetBlock)
+    x = torch.randn(1, block.n_out, 8, 8, requires_grad=True)
+    block.attend(x)[0, :, 0, 0].sum().backward()
+    assert x.grad is not None
+    assert bool((x.grad.abs().sum(dim=1) > 0).all())
