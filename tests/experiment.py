@@ -1,4 +1,4 @@
-"""A toy experiment in a temporary folder: config/tiny.yaml with overrides, data, a random teacher."""
+"""A toy experiment in a temporary folder: config/tiny.yaml with overrides, data, a teacher."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def tiny_params(folder: Path, **overrides: Any) -> Params:  # noqa: ANN401
             block = block[parent]
         block[key] = value
     file = folder / "params.yaml"
-    file.write_text(yaml.safe_dump(raw))
+    file.write_text(yaml.safe_dump(raw, sort_keys=False))
     return load_params(file)
 
 

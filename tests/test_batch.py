@@ -41,7 +41,7 @@ def test_sources_of_one_batch_are_unrelated() -> None:
 
 
 def test_shared_generator_is_the_steps() -> None:
-    """Every micro-batch of a step draws the same, on whatever rank; the next step draws otherwise."""
+    """Every micro-batch of a step draws the same, on any rank; the next step draws otherwise."""
 
     def shared(batch: Batch) -> list[int]:
         return torch.randint(10**9, (4,), generator=batch.shared_generator).tolist()

@@ -1,7 +1,5 @@
 """Samplers on Gaussian data: where they land, what they cost, and what a seed decides."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from torch import Tensor
@@ -32,16 +30,6 @@ def images(sampler: str, denoise: ConditionalDenoise, seeds: range, steps: int =
     latents, labels = noise(), torch.eye(3)[noise.labels(3)]
     churn = CHURN if sampler == "churn" else None
     return sample(sampler, denoise, noise, latents, labels, steps, *KARRAS, churn)
-
-
-@dataclass
-class ExactJump:
-    """The exact one-step student of N(0, std^2): the ODE's solution at sigma = 0."""
-
-    std: float = 0.5
-
-    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        return exact_flow(x, sigma, 0 * sigma, self.std)
 
 
 def exact_jump(x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:

@@ -73,9 +73,7 @@ def test_inverse_ddim_undoes_ddim() -> None:
     x, D_x = normal(0, 4), normal(1, 4)
     sigma, sigma_ref = column(80.0, 3.0, 0.1, 0.002), column(79.0, 1.0, 0.002, 0.0)
     x_ref = ddim_step(x, D_x, sigma, sigma_ref)
-    torch.testing.assert_close(
-        inverse_ddim(x, x_ref, sigma, sigma_ref), D_x, rtol=1e-9, atol=1e-11
-    )
+    torch.testing.assert_close(inverse_ddim(x, x_ref, sigma, sigma_ref), D_x, rtol=1e-9, atol=1e-11)
 
 
 def test_ddim_undoes_inverse_ddim() -> None:

@@ -27,7 +27,7 @@ class Discriminator(nn.Sequential):
     """Logit of being real, (B, 1), from the bottleneck (B, C, 8, 8) of the fake score's encoder."""
 
     def __init__(self, channels: int) -> None:
-        groups = min(32, channels // 4)
+        groups = min(32, channels // 2)  # the reference: 32, of 768 channels and of 64
         super().__init__(
             nn.Conv2d(channels, channels, 4, stride=2, padding=1),
             nn.GroupNorm(groups if channels % groups == 0 else 1, channels),

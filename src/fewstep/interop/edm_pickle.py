@@ -66,10 +66,11 @@ class _Inert:
 
 _MARK = object()
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), "MARK": _MARK}
-_CONTAINERS: dict[str, Callable[..., Any]] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set}
+_CONTAINERS: dict[str, type] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set}
 _LITERALS = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE SHORT_BINUNICODE BINUNICODE "
-    "BINUNICODE8 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8".split()
+    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT "
+    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 STRING BINSTRING SHORT_BINSTRING "
+    "BINBYTES SHORT_BINBYTES BINBYTES8".split()
 )
 
 
@@ -78,13 +79,14 @@ class _Reader:
 
     `rules` maps each permitted name to what stands for a call of it: a function of the reader and
     the arguments, or None for an inert object. Names of torch.nn's classes are always permitted.
+    Dict keys are strings, bytes or small integers, because hashing anything else can be made slow.
     """
 
     def __init__(self, stream: Any, size: int, rules: dict[str, "_Rule | None"]) -> None:  # noqa: ANN401
         self.stream, self.size, self.rules = stream, size, rules
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-        self.loaded = 0
+        self.charged = 0
 
     def read(self) -> Any:  # noqa: ANN401
         """The next object of the stream, which is left behind its end."""
@@ -114,20 +116,25 @@ class _Reader:
             items = [self.pop(), self.pop()][::-1] if op == "SETITEM" else self.pop_mark()
             target = {} if op == "DICT" else self.pop()
             for key, value in zip(items[::2], items[1::2], strict=True):
-                _require(target, dict)[_require(key, str, int, float, bytes)] = value
+                _require(target, dict)[_key(key)] = value
             push(target)
         elif op in ("APPEND", "APPENDS"):
             items = [self.pop()] if op == "APPEND" else self.pop_mark()
             _require(self.stack[-1], list).extend(items)
         elif op == "ADDITEMS":
             items = self.pop_mark()
-            _require(self.stack[-1], set).update(_require(i, str, int, float, bytes) for i in items)
+            _require(self.stack[-1], set).update(_key(item) for item in items)
         elif op in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
-            self.memo[len(self.memo) if op == "MEMOIZE" else arg] = self.stack[-1]
+            index = len(self.memo) if op == "MEMOIZE" else arg
+            if not 0 <= index < self.size:
+                raise ValueError(f"it puts an object at {index:.3g} of its memo")
+            self.memo[index] = self.stack[-1]
         elif op in ("GET", "BINGET", "LONG_BINGET"):
             push(self.memo[arg])
-        elif op == "GLOBAL":
+        elif op in ("GLOBAL", "INST"):
             push(self.named(*arg.split(" ", 1)))
+            if op == "INST":
+                raise ValueError("the opcode INST has no place in a file of weights")
         elif op == "STACK_GLOBAL":
             name, module = self.pop(), self.pop()
             push(self.named(_require(module, str), _require(name, str)))
@@ -152,10 +159,16 @@ class _Reader:
         return item
 
     def pop_mark(self) -> list[Any]:
-        at = max(i for i, item in enumerate(self.stack) if item is _MARK)
-        items = self.stack[at + 1 :]
-        del self.stack[at:]
-        return items
+        items = []
+        while (item := self.stack.pop()) is not _MARK:
+            items.append(item)
+        return items[::-1]
+
+    def charge(self, cost: int) -> None:
+        """Count what a call reads: one object named again and again would fill time and memory."""
+        self.charged += cost
+        if self.charged > self.size:
+            raise ValueError("it uses the same bytes again and again: more than the file holds")
 
     def named(self, module: str, name: str) -> _Name:
         dotted = f"{module}.{name}"
@@ -174,6 +187,12 @@ def _require(item: Any, *kinds: type) -> Any:  # noqa: ANN401
         need = " or ".join(kind.__name__.strip("_") for kind in kinds)
         raise ValueError(f"need {need}, got {type(item).__name__.strip('_')}: not an EDM pickle")
     return item
+
+
+def _key(item: object) -> str | bytes | int:
+    if isinstance(item, int) and abs(item) >= 1 << 31:
+        raise ValueError("need small integers as keys, got a large one")
+    return _require(item, str, bytes, int)
 
 
 # --- what stands for the calls that teacher files make ---------------------------------------
@@ -200,32 +219,42 @@ def _storage(reader: _Reader, data: bytes) -> Tensor:
     Five pickles (magic number, version, system, a persistent id that describes the storage, and
     the storage's key) are followed by its length and its bytes.
     """
-    reader.loaded += len(_require(data, bytes))
-    if reader.loaded > reader.size:  # one object named again and again would fill the memory
-        raise ValueError("its tensors hold more bytes than the file")
+    reader.charge(len(_require(data, bytes)))
     stream = io.BytesIO(data)
     inner = _Reader(stream, len(data), dict.fromkeys(_STORAGES))
     magic, version, system, storage, keys = (inner.read() for _ in range(5))
-    if (magic, version) != (0x1950A86A20F9469CFC6C, 1001) or not _require(system, dict)["little_endian"]:
+    little = _require(system, dict)["little_endian"]
+    if (magic, version, little) != (0x1950A86A20F9469CFC6C, 1001, True):
         raise ValueError("need little-endian tensors in torch's format of 2016, version 1001")
     kind, name, key, _, count, view = _require(storage, _Inert).args
     dtype = _STORAGES[_require(name, _Name).name]
     start, length = stream.tell() + 8, _require(count, int) * dtype.itemsize
     if kind != "storage" or view is not None or keys != [_require(key, str)]:
         raise ValueError("need a whole storage, got another object saved by torch")
-    if count < 0 or len(data) != start + length or data[start - 8 : start] != count.to_bytes(8, "little"):
-        raise ValueError(f"a tensor claims {length} bytes, {len(data) - start} are there")
+    if length < 0 or len(data) != start + length or data[start - 8 : start] != _int64(count):
+        raise ValueError(f"a tensor claims {length:.4g} bytes, {len(data) - start} are there")
     return torch.from_numpy(np.frombuffer(data, np.uint8, offset=start).copy()).view(dtype)
 
 
+def _int64(number: int) -> bytes:
+    return number.to_bytes(8, "little")
+
+
 def _tensor(
-    reader: _Reader, storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
+    reader: _Reader,
+    storage: Tensor,
+    offset: int,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    *_: object,
 ) -> Tensor:
-    _require(storage, Tensor)
-    numbers = [_require(n, int) for n in (offset, *_require(size, tuple), *_require(stride, tuple))]
+    have = _require(storage, Tensor).numel()
+    if len(_require(size, tuple)) > 8 or len(_require(stride, tuple)) != len(size):
+        raise ValueError("need a tensor of at most 8 dimensions with a stride for each")
+    small = all(0 <= _require(n, int) <= have for n in (offset, *size, *stride))
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if min(numbers) < 0 or 0 in size or max(last + 1, math.prod(size)) > storage.numel():
-        raise ValueError(f"a tensor of {math.prod(size)} numbers in a storage of {storage.numel()}")
+    if not small or 0 in size or max(last + 1, math.prod(size)) > have:
+        raise ValueError(f"a tensor claims more numbers than its storage has: {have}")
     return storage.as_strided(size, stride, offset)
 
 
@@ -234,12 +263,13 @@ def _parameter(reader: _Reader, data: Tensor, *_: object) -> Tensor:
 
 
 def _dict(reader: _Reader, pairs: Any = ()) -> dict[Any, Any]:  # noqa: ANN401
-    items = [_require(pair, list, tuple) for pair in _require(pairs, list, tuple)]
-    return {_require(key, str, int): value for key, value in items}
+    reader.charge(len(_require(pairs, list, tuple)))
+    return {_key(key): value for key, value in (_require(pair, list, tuple) for pair in pairs)}
 
 
 def _set(reader: _Reader, items: Any = ()) -> set[Any]:  # noqa: ANN401
-    return {_require(item, str, int) for item in _require(items, list, tuple)}
+    reader.charge(len(_require(items, list, tuple)))
+    return {_key(item) for item in items}
 
 
 def _scalar(reader: _Reader, dtype: _Inert, data: bytes) -> float | int | bool:
@@ -271,8 +301,9 @@ _OUTER: dict[str, _Rule | None] = {
 
 # --- from inert objects to weights and config ------------------------------------------------
 
-_PRECOND_ARGS = (
-    "img_resolution img_channels label_dim use_fp16 sigma_min sigma_max sigma_data model_type".split()
+_PRECOND_ARGS = (  # the order of EDMPrecond's positional arguments
+    *("img_resolution", "img_channels", "label_dim", "use_fp16"),
+    *("sigma_min", "sigma_max", "sigma_data", "model_type"),
 )
 _PRECOND_DEFAULTS = {"label_dim": 0, "sigma_data": 0.5, "model_type": "DhariwalUNet"}
 _NETWORK_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -323,41 +354,49 @@ def _attributes(module: _Inert) -> dict[str, Any]:
 def _state_dict(network: _Inert, size: int) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     seen: set[int] = set()
+    total = 0
 
     def visit(module: _Inert, prefix: str) -> None:
-        if id(module) in seen or prefix.count(".") > 32:  # a module inside itself has no end
-            raise ValueError(f"the module {prefix[:200]!r} occurs twice, or is nested too deeply")
+        nonlocal total
+        if id(module) in seen or len(prefix) > 300:  # a module inside itself has no end
+            raise ValueError(f"the module {prefix[:300]!r} occurs twice, or is nested too deeply")
         seen.add(id(module))
         attributes = _attributes(module)
         hidden = _require(attributes.get("_non_persistent_buffers_set", set()), set)
         for kind in ("_parameters", "_buffers", "_modules"):
-            for name, value in _require(attributes.get(kind, {}), dict).items():
-                if kind == "_modules" and value is not None:
-                    visit(_require(value, _Inert), f"{prefix}{_require(name, str)}.")
-                elif value is not None and not (kind == "_buffers" and name in hidden):
-                    weights[f"{prefix}{_require(name, str)}"] = _require(value, Tensor).detach()
+            for key, value in _require(attributes.get(kind, {}), dict).items():
+                name = prefix + _require(key, str)
+                total += value.nbytes if isinstance(value, Tensor) else 1
+                if total > size:
+                    raise ValueError("its modules share weights: more than the file holds")
+                if value is None or (kind == "_buffers" and key in hidden):
+                    continue
+                if kind == "_modules":
+                    visit(_require(value, _Inert), f"{name}.")
+                else:
+                    weights[name] = _require(value, Tensor)
 
     visit(network, "")
-    if sum(w.nbytes for w in weights.values()) > size:
-        raise ValueError("its tensors hold more bytes than the file")
     return weights
 
 
 def _config(network: _Inert) -> dict[str, Any]:
     attributes = _attributes(network)
     args = _require(attributes.get("_init_args", ()), tuple)
-    given = dict(zip(_PRECOND_ARGS, args, strict=False)) | _require(attributes.get("_init_kwargs"), dict)
-    given = {str(name): _plain(value) for name, value in given.items()}
-    config = _PRECOND_DEFAULTS | given
-    model_type = config["model_type"]
+    given = dict(zip(_PRECOND_ARGS, args, strict=False))
+    given |= _require(attributes.get("_init_kwargs"), dict)
+    config = _PRECOND_DEFAULTS | {str(name): _plain(value) for name, value in given.items()}
+    model_type = _require(config["model_type"], str)
     if model_type not in _NETWORK_DEFAULTS:
-        raise ValueError(f"need a network DhariwalUNet or SongUNet, got {str(model_type)[:80]}")
+        raise ValueError(f"need a network DhariwalUNet or SongUNet, got {model_type[:80]}")
     for name in ("img_resolution", "img_channels"):
         _require(config.get(name), int)
     return _NETWORK_DEFAULTS[model_type] | config
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, list | tuple):
-        return [_require(item, int, float, str, bool) for item in value]
-    return value if value is None else _require(value, int, float, str, bool)
+    if not isinstance(value, list | tuple):
+        return value if value is None else _require(value, int, float, str, bool)
+    if len(value) > 64:
+        raise ValueError(f"need a short list in the config, got {len(value)} values")
+    return [_require(item, int, float, str, bool) for item in value]

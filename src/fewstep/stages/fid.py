@@ -10,7 +10,7 @@ from fewstep.metrics.features import load_features
 from fewstep.metrics.frechet import frechet_distance, gaussian_stats, load_stats
 from fewstep.params import Params
 from fewstep.report import format_row
-from fewstep.stages.generate import SAMPLES
+from fewstep.stages.generate import SAMPLES, row_of
 from fewstep.stages.ref_stats import ABOUT, STATS, features_of
 
 SCORES = Path("artifacts/scores")
@@ -22,6 +22,7 @@ def run(params: Params, name: str) -> None:
     Raises:
         ValueError: the reference was made with another feature network.
     """
+    row_of(params, name)
     extractor = load_features(params.metric.features, pick_device(params.device))
     reference, about = load_stats(STATS), read_json(ABOUT)
     if about["detector_sha256"] != extractor.sha256:

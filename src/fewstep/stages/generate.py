@@ -12,7 +12,7 @@ from fewstep.denoiser import ConditionalDenoise, guided, one_hot
 from fewstep.distributed import pick_device
 from fewstep.files import atomic_path, sha256_file, write_json
 from fewstep.models import MODELS, load_model
-from fewstep.params import Params
+from fewstep.params import Params, Row
 from fewstep.progress import progress
 from fewstep.sample import SeededNoise, nfe, sample, to_uint8
 
@@ -20,10 +20,7 @@ SAMPLES = Path("artifacts/samples")
 
 
 def run(params: Params, name: str) -> None:
-    if name not in params.rows:
-        known = ", ".join(params.rows)
-        raise ValueError(f"need a row of {known}, got {name!r} (params.yaml: rows)")
-    row, g = params.rows[name], params.generate
+    row, g = row_of(params, name), params.generate
     device = pick_device(params.device)
     denoiser, about = load_model(row.model, params)
     denoise = guided(denoiser.to(device), row.guidance_scale)
@@ -60,6 +57,18 @@ def run(params: Params, name: str) -> None:
             "model_sha256": sha256_file(MODELS / row.model / "model.safetensors"),
         },
     )
+
+
+def row_of(params: Params, name: str) -> Row:
+    """The row of that name.
+
+    Raises:
+        ValueError: no such row.
+    """
+    if name not in params.rows:
+        known = ", ".join(params.rows)
+        raise ValueError(f"need a row of {known}, got {name!r} (params.yaml: rows)")
+    return params.rows[name]
 
 
 @torch.no_grad()

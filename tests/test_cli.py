@@ -1,0 +1,73 @@
+"""The command line: answers at once, and ends in one message when the input is wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiment import tiny_params
+from fewstep.cli import STAGES, main
+
+
+def test_help_imports_nothing_slow() -> None:
+    code = (
+        "import sys, contextlib, fewstep.cli as c\n"
+        "with contextlib.suppress(SystemExit): c.main(['--help'])\n"
+        "print([m for m in ('torch', 'numpy', 'matplotlib', 'jsonschema') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.splitlines()[-1] == "[]"
+    assert all(stage in out.stdout for stage in STAGES)
+
+
+def test_every_stage_has_a_module() -> None:
+    root = Path(__file__).parents[1] / "src" / "fewstep" / "stages"
+    modules = {file.stem.replace("_", "-") for file in root.glob("[a-z]*.py")}
+    assert modules == set(STAGES) - {"check"}
+
+
+def test_wrong_params_end_in_one_message_that_names_all_problems(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_params(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    file = Path("params.yaml")
+    text = file.read_text().replace("sigma_min: 0.002", "sigma_min: 90.0")
+    file.write_text(text.replace("first_seed:", "fist_seed:"))
+    with pytest.raises(SystemExit) as stop:
+        main(["build-lmdb"])
+    message = str(stop.value)
+    assert message.startswith("fewstep build-lmdb: ")
+    assert (
+        "unknown key 'fist_seed'; did you mean 'first_seed'?" in message
+        and "need sigma_min < sigma_max, got 90.0" in message
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (["train", "nobody"], "need a student of cd, dmd2-1, dmd2-4, got 'nobody'"),
+        (["generate", "nobody"], "need a row of teacher-heun-7, .*, got 'nobody'"),
+        (["fid", "nobody"], "need a row of teacher-heun-7, .*, got 'nobody'"),
+        (["build-lmdb"], r"need a file or folder, got nothing at absent.npz .*data\.source"),
+        (["ref-stats"], r"artifacts/data.lmdb"),
+    ],
+)
+def test_wrong_names_and_missing_inputs_are_named(
+    stage: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_params(tmp_path, data__source="absent.npz")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        main(stage)
+
+
+def test_check_says_what_the_params_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_params(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    main(["check"])
+    assert capsys.readouterr().out == "params.yaml: 3 students, 5 rows\n"

@@ -1,0 +1,424 @@
+"""DMD2: what each network is asked, what each loss moves, and the student's own steps."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from conftest import CLASSES, Gaussian, small_denoiser
+from fewstep.batch import Batch
+from fewstep.denoiser import Denoiser
+from fewstep.dmd2 import Critic, Discriminator, Dmd2, backward_simulation
+from fewstep.losses import fake_score_loss, gan_critic_loss
+from fewstep.noise import karras_sigmas
+from fewstep.params import Dmd2Settings, Noise
+from fewstep.sample import sample_renoise
+
+SETTINGS = Dmd2Settings(
+    steps=4,
+    backward_simulation=True,
+    fake_score_lr=1e-4,
+    update_ratio=5,
+    noise_levels=1000,
+    dm_levels=(0.02, 0.98),
+    dm_epsilon=1e-6,
+    gan_student_weight=0.0,
+    gan_critic_weight=0.0,
+    gan_levels=1000,
+    label_dropout=0.0,
+    shared_label_drop=True,
+    teacher_eval=True,
+)
+
+
+def gaussian_method(**changes: Any) -> Dmd2:  # noqa: ANN401
+    """Student, teacher and fake score are Gaussian denoisers of other widths."""
+    critic = Critic(Gaussian(0.6), channels=4)
+    settings = replace(SETTINGS, **changes)
+    return Dmd2(Gaussian(0.4), Gaussian(0.5), critic, settings, Noise(0.002, 80.0, 7.0))
+
+
+def network_method(own_drop: float = 0.0, **changes: Any) -> Dmd2:  # noqa: ANN401
+    """Student, teacher and fake score are small networks that drop labels with own_drop."""
+    student, teacher, fake_score = (small_denoiser(i, 0.0, own_drop) for i in range(3))
+    critic = Critic(fake_score, channels=32)
+    settings = replace(SETTINGS, **changes)
+    return Dmd2(student.train(), teacher, critic.train(), settings, Noise(0.002, 80.0, 7.0))
+
+
+def batch(n: int = 6, nimg: int = 0, step_nimg: int = 0, size: int = 8) -> Batch:
+    generator = torch.Generator().manual_seed(nimg)
+    images = torch.randn(n, 1, size, size, generator=generator).clamp(-1, 1)
+    labels = torch.eye(CLASSES)[torch.arange(n) % CLASSES]
+    return Batch(images, labels, nimg, step_nimg, seed=0)
+
+
+def asked(network: nn.Module) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """A list that each call of a denoiser extends by its (x, sigma, labels)."""
+    calls: list[tuple[Tensor, Tensor, Tensor]] = []
+    network.register_forward_pre_hook(lambda module, args: calls.append(args))
+    return calls
+
+
+def gradients(network: nn.Module) -> list[Tensor]:
+    return [p.grad for p in network.parameters() if p.grad is not None and bool(p.grad.any())]
+
+
+def backward(method: Dmd2, phase: str, b: Batch) -> Tensor:
+    """One phase as the trainer runs it: the other networks need no gradient."""
+    for name, network in method.trained.items():
+        network.requires_grad_(name == phase).zero_grad()
+    loss, _ = method.loss(phase, b)
+    loss.backward()
+    return loss.detach()
+
+
+# --- turns and noise levels --------------------------------------------------------------------
+
+
+def test_student_trains_in_every_fifth_iteration_before_the_critic() -> None:
+    phases = [gaussian_method(update_ratio=5).phases(i) for i in range(11)]
+    assert [i for i, p in enumerate(phases) if p == ("student", "critic")] == [0, 5, 10]
+    assert all(p == ("critic",) for i, p in enumerate(phases) if i % 5)
+    assert all("student" in gaussian_method(update_ratio=1).phases(i) for i in range(3))
+
+
+def test_matching_draws_levels_20_to_980_and_the_fake_score_all() -> None:
+    method, b = gaussian_method(steps=1), batch(20_000, size=1)
+    teacher, fake = asked(method.teacher), asked(method.critic.fake_score)
+    method.student_loss(b)
+    method.critic_loss(b)
+    used = [torch.searchsorted(method.levels, sigma) for _, sigma, _ in (teacher[0], fake[1])]
+    assert [(int(t.min()), int(t.max())) for t in used] == [(20, 980), (0, 999)]
+    assert float(method.levels[500]) == pytest.approx(2.52651, rel=1e-5)
+
+
+@pytest.mark.parametrize(("levels", "highest"), [(1000, 999), (100, 99)])
+def test_gan_noises_up_to_its_own_level(levels: int, highest: int) -> None:
+    method, b = gaussian_method(gan_levels=levels), batch(20_000, size=1)
+    sigmas: list[Tensor] = []
+    method.critic.logits = lambda x, sigma, labels: sigmas.append(sigma) or x.flatten(1)
+    method.logits(b.images, b.labels, b)
+    used = torch.searchsorted(method.levels, sigmas[0])
+    assert (int(used.min()), int(used.max())) == (0, highest)
+
+
+def test_gan_without_levels_sees_clean_images_at_the_lowest_sigma() -> None:
+    method, b = gaussian_method(gan_levels=0), batch()
+    seen: list[Tensor] = []
+    method.critic.logits = lambda x, sigma, labels: seen.extend((x, sigma)) or x.flatten(1)
+    method.logits(b.images, b.labels, b)
+    assert torch.equal(seen[0], b.images)
+    assert seen[1].tolist() == pytest.approx([0.002] * len(b.images))
+
+
+# --- distribution matching ---------------------------------------------------------------------
+
+
+def test_gradient_vanishes_where_the_fake_score_is_the_teacher() -> None:
+    method, b = network_method(), batch()
+    method.critic.fake_score.load_state_dict(method.teacher.state_dict())
+    assert float(backward(method, "student", b)) == 0
+    assert not gradients(method.student)
+    method.critic.fake_score.load_state_dict(method.student.state_dict())
+    assert float(backward(method, "student", b)) > 0
+    assert gradients(method.student)
+
+
+def test_matching_gradient_is_the_direction_over_the_number_of_elements() -> None:
+    method, b = network_method(), batch()
+    x = b.images.clone().requires_grad_()
+    t = torch.full((len(x),), 500)
+    loss, direction = method.matching_loss(x, b.labels, t, torch.ones_like(x))
+    loss.backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, direction / x.numel())
+    assert not gradients(method.teacher)
+    assert not gradients(method.critic)
+
+
+@pytest.mark.parametrize(("epsilon", "finite"), [(0.0, False), (1e-6, True)])
+def test_epsilon_guards_images_that_the_teacher_agrees_with(epsilon: float, finite: bool) -> None:
+    method, b = gaussian_method(dm_epsilon=epsilon), batch(2)
+    x, t = torch.zeros_like(b.images), torch.tensor([500, 500])
+    _, direction = method.matching_loss(x, b.labels, t, torch.zeros_like(x))
+    assert bool(torch.isfinite(direction).all()) is finite
+
+
+@pytest.mark.parametrize(("std", "sign"), [(0.8, 1), (0.25, -1)])
+def test_student_learns_the_teachers_width(std: float, sign: int) -> None:
+    """With a fake score that is exact for the student, descent changes its gain the right way."""
+    method, b = gaussian_method(steps=1), batch(4000, size=1)
+    exact = method.critic.fake_score
+    assert isinstance(exact, Gaussian)
+    exact.std = std
+
+    class Wide(Gaussian):
+        def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+            return self.gain * std * x / sigma.reshape(-1, 1, 1, 1)
+
+    method.student = method.trained["student"] = Wide()
+    backward(method, "student", b)
+    assert sign * float(gradients(method.student)[0]) > 0
+
+
+# --- labels and modes --------------------------------------------------------------------------
+
+
+def test_one_shared_mask_drops_labels_for_all_three_networks() -> None:
+    method, b = network_method(label_dropout=0.5), batch(16)
+    networks = (method.student, method.teacher, method.critic.fake_score)
+    calls = [asked(network) for network in networks]
+    method.student_loss(b)
+    method.critic_loss(b)
+    labels = [args[2] for network in calls for args in network]
+    dropped = labels[0].sum(dim=1) == 0
+    assert 0 < int(dropped.sum()) < 16
+    assert torch.equal(labels[0][~dropped], b.labels[~dropped])
+    assert len(labels) >= 4
+    assert all(torch.equal(other, labels[0]) for other in labels)
+
+
+def masks(method: Dmd2, b: Batch) -> dict[str, Tensor]:
+    """Which rows kept their label inside each network, while the student trains."""
+    kept: dict[str, Tensor] = {}
+
+    def watch(name: str, network: Denoiser) -> None:
+        def remember(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            kept[name] = args[0].sum(dim=1)
+
+        network.model.map_label.register_forward_pre_hook(remember)
+
+    watch("student", method.student)
+    watch("teacher", method.teacher)
+    watch("fake", method.critic.fake_score)
+    torch.manual_seed(0)
+    method.student_loss(b)
+    return kept
+
+
+def test_reference_behaviour_draws_a_mask_for_each_network_and_the_teacher() -> None:
+    changes = {"shared_label_drop": False, "teacher_eval": False}
+    kept = masks(network_method(0.5, **changes), batch(32))
+    assert not torch.equal(kept["teacher"], kept["fake"])
+    assert not torch.equal(kept["student"], kept["fake"])
+    assert 0 < float(kept["teacher"].mean()) < 1
+
+
+def test_teacher_in_eval_mode_keeps_all_labels() -> None:
+    kept = masks(network_method(0.5, shared_label_drop=False, teacher_eval=True), batch(32))
+    assert bool(kept["teacher"].all())
+    assert not bool(kept["fake"].all())
+
+
+@pytest.mark.parametrize("teacher_eval", [True, False])
+def test_teacher_answers_alike_twice_in_eval_mode_only(teacher_eval: bool) -> None:
+    teacher, b = network_method(0.5, teacher_eval=teacher_eval).teacher, batch(32)
+    first, second = (teacher(b.images, torch.tensor(5.0), b.labels) for _ in range(2))
+    assert torch.equal(first, second) is teacher_eval
+
+
+def test_one_step_student_draws_labels_of_its_own() -> None:
+    method, b = gaussian_method(steps=1), batch(3000, size=1)
+    x, labels = method.generate(b)
+    assert not torch.equal(labels, b.labels)
+    assert labels.sum(dim=0).tolist() == pytest.approx([1000] * 3, abs=130)
+    assert x.shape == b.images.shape
+
+
+# --- the student's own steps -------------------------------------------------------------------
+
+
+def stream(seed: int = 0, n: int = 4) -> Callable[[], Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return lambda: torch.randn(n, 1, 2, 2, generator=generator)
+
+
+@pytest.mark.parametrize("stop", range(4))
+def test_backward_simulation_makes_as_many_calls_as_asked(stop: int) -> None:
+    student = Gaussian()
+    backward_simulation(student, karras_sigmas(4), stop, torch.zeros(4, CLASSES), stream())
+    assert student.nfe == 4 * stop
+
+
+def test_backward_simulation_of_no_step_is_pure_noise() -> None:
+    x = backward_simulation(Gaussian(), karras_sigmas(4), 0, torch.zeros(4, CLASSES), stream())
+    torch.testing.assert_close(x, 80 * stream()())
+
+
+@pytest.mark.parametrize("stop", range(1, 4))
+def test_backward_simulation_is_the_sampler_cut_short(stop: int) -> None:
+    labels, noise = torch.zeros(4, CLASSES), stream()
+    image = backward_simulation(Gaussian(), karras_sigmas(4), stop, labels, stream())
+    sampled = sample_renoise(Gaussian(), noise(), labels, karras_sigmas(4)[:stop], noise)
+    torch.testing.assert_close(image, sampled, check_dtype=False)
+    assert not image.requires_grad
+
+
+def test_student_is_trained_on_the_step_after_the_simulated_ones() -> None:
+    """All images of all micro-batches of an iteration share the step; iterations differ."""
+    method, stops = gaussian_method(), []
+    calls = asked(method.student)
+    for step in range(40):
+        for nimg in (step * 12, step * 12 + 6):
+            calls.clear()
+            method.generate(batch(nimg=nimg, step_nimg=step * 12))
+            stops.append(len(calls) - 1)
+            assert torch.equal(calls[-1][1], method.steps[stops[-1]].expand(6))
+        assert stops[-1] == stops[-2]
+    assert set(stops) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("simulate", [True, False])
+def test_first_step_starts_from_pure_noise(simulate: bool) -> None:
+    method = gaussian_method(backward_simulation=simulate)
+    calls = asked(method.student)
+    for step in range(8):
+        b, fresh = batch(64, nimg=step, step_nimg=step), batch(64, nimg=step, step_nimg=step)
+        z = fresh.normal_like(fresh.images)
+        method.generate(b)
+        x, sigma, _ = calls[-1]
+        first = sigma == 80
+        torch.testing.assert_close(x[first], 80 * z[first])
+
+
+def test_without_simulation_each_image_is_noised_to_a_step_of_its_own() -> None:
+    method, b = gaussian_method(backward_simulation=False), batch(400)
+    calls = asked(method.student)
+    method.generate(b)
+    ((x, sigma, labels),) = calls
+    z = batch(400).normal_like(b.images)
+    later = sigma < 80
+    column = sigma.reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(x[later], (b.images + column * z)[later])
+    counts = (sigma[:, None] == method.steps).sum(dim=0)
+    assert counts.tolist() == pytest.approx([100] * 4, abs=35)
+    assert torch.equal(labels, b.labels)
+
+
+def test_simulation_keeps_no_graph_but_the_last_step_does() -> None:
+    method, outputs = network_method(), []
+    method.student.register_forward_hook(lambda *args: outputs.append(args[-1].requires_grad))
+    for step in range(6):
+        outputs.clear()
+        method.generate(batch(step_nimg=step))
+        assert outputs == [False] * (len(outputs) - 1) + [True]
+
+
+# --- who learns from what ----------------------------------------------------------------------
+
+GAN = {"gan_student_weight": 3e-3, "gan_critic_weight": 1e-2}
+
+
+def test_student_phase_moves_the_student_alone() -> None:
+    method = network_method(**GAN)
+    backward(method, "student", batch())
+    assert gradients(method.student)
+    assert not gradients(method.critic)
+    assert not gradients(method.teacher)
+
+
+def test_critic_phase_moves_the_critic_alone() -> None:
+    method, b = network_method(**GAN), batch()
+    backward(method, "student", b)
+    method.student.zero_grad()
+    backward(method, "critic", b)
+    assert gradients(method.critic.fake_score)
+    assert gradients(method.critic.discriminator)
+    assert not gradients(method.student)
+    assert not gradients(method.teacher)
+
+
+def test_critic_never_reaches_a_student_that_could_learn() -> None:
+    method, b = network_method(**GAN), batch()
+    loss, _ = method.critic_loss(b)
+    loss.backward()
+    assert not gradients(method.student)
+
+
+def test_critic_learns_from_the_images_that_the_student_just_made() -> None:
+    method, b = network_method(), batch()
+    calls = asked(method.student)
+    method.student_loss(b)
+    made = len(calls)
+    x = b.memory["x"]
+    method.critic_loss(b)
+    assert len(calls) == made
+    assert b.memory["x"] is x
+    assert not x.requires_grad
+
+
+def test_critic_loss_is_the_denoising_loss_of_generated_images() -> None:
+    method, b = gaussian_method(), batch()
+    fake = asked(method.critic.fake_score)
+    loss, logs = method.critic_loss(b)
+    x, sigma, labels = fake[0]
+    expected = fake_score_loss(Gaussian(0.6)(x, sigma), b.memory["x"], sigma)
+    torch.testing.assert_close(loss, expected)
+    assert set(logs) == {"loss_fake"}
+    assert torch.equal(labels, b.memory["labels"])
+
+
+def test_gan_adds_its_weighted_loss_and_trains_the_encoder_not_the_decoder() -> None:
+    method, b = network_method(), batch()
+    fake, real = (method.logits(x, b.labels, b) for x in (b.images * 0.1, b.images))
+    gan_critic_loss(fake, real).backward()
+    assert fake.shape == (6, 1)
+    network = method.critic.fake_score.model
+    assert gradients(network.enc)
+    assert not gradients(network.dec)
+    weighted, _ = network_method(gan_critic_weight=1.0).critic_loss(batch())
+    double, logs = network_method(gan_critic_weight=2.0).critic_loss(batch())
+    assert {"loss_gan_critic", "realism_real", "realism_fake"} <= set(logs)
+    torch.testing.assert_close(double - weighted, logs["loss_gan_critic"], rtol=1e-3, atol=1e-3)
+
+
+def test_student_feels_the_discriminator() -> None:
+    method, b = network_method(gan_student_weight=1.0), batch()
+    method.critic.fake_score.load_state_dict(method.teacher.state_dict())  # no matching gradient
+    backward(method, "student", b)
+    assert gradients(method.student)
+
+
+def test_losses_follow_from_seed_and_position() -> None:
+    def both(nimg: int) -> list[float]:
+        method, b = network_method(**GAN), batch(nimg=nimg, step_nimg=nimg)
+        return [float(backward(method, phase, b)) for phase in ("student", "critic")]
+
+    assert both(64) == both(64)
+    assert both(64) != both(128)
+
+
+# --- discriminator -----------------------------------------------------------------------------
+
+
+def test_discriminator_of_the_imagenet_network_has_the_published_shape() -> None:
+    with torch.device("meta"):
+        head = Discriminator(768)
+        logits = head(torch.empty(2, 768, 8, 8))
+    shapes = {name: tuple(p.shape) for name, p in head.named_parameters() if p.dim() > 1}
+    assert shapes == {
+        "0.weight": (768, 768, 4, 4),
+        "3.weight": (768, 768, 4, 4),
+        "6.weight": (1, 768, 1, 1),
+    }
+    norms = [m for m in head if isinstance(m, nn.GroupNorm)]
+    assert [(m.num_groups, m.num_channels) for m in norms] == [(32, 768)] * 2
+    assert [m.stride for m in head if isinstance(m, nn.Conv2d)] == [(2, 2), (4, 4), (1, 1)]
+    assert logits.shape == (2, 1)
+
+
+@pytest.mark.parametrize("channels", [4, 32, 64, 96])
+def test_discriminator_answers_one_logit_an_image(channels: int) -> None:
+    assert Discriminator(channels)(torch.randn(3, channels, 8, 8)).shape == (3, 1)
+
+
+def test_critic_holds_fake_score_and_discriminator_for_one_optimiser() -> None:
+    fake_score = small_denoiser(0)
+    critic = Critic(fake_score, channels=32)
+    assert isinstance(critic.fake_score, Denoiser)
+    own = sum(p.numel() for p in critic.parameters())
+    assert own == sum(p.numel() for m in (fake_score, critic.discriminator) for p in m.parameters())
