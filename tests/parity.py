@@ -11,7 +11,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
@@ -183,7 +183,7 @@ def network_adm(folder: Path, load: Network) -> Iterator[Check]:
     yield from v.check("seed_labels", seeded.labels(10), EXACT)
     y, sigma = v["loss_images"], v["loss_sigma"]
     x = y + sigma.reshape(-1, 1, 1, 1) * v["loss_noise"]
-    loss = denoising_loss(denoise(x, sigma, one_hot(v["labels"], 10)), y, sigma)
+    loss = denoising_loss(denoise(x, sigma, one_hot(v["labels"], 10)[: len(y)]), y, sigma)
     yield from v.check("loss_per_element", loss, NETWORK)
 
 
@@ -207,11 +207,11 @@ def edm_structure(folder: Path, load: Network) -> Iterator[Check]:
     wanted = {k: x for k, x in v.config().items() if config.get(k) != x}
     yield check(f"{name}: architecture", len(wanted), 0, *EXACT)
     for result in forwards(v, network(config, weights)):
-        yield Check(**asdict(result) | {"name": result.name.replace("network_adm", name)})
+        yield replace(result, name=result.name.replace("network_adm", name))
 
 
 def structure_pickle(folder: Path) -> bytes:
-    """edm_structure.pkl, or what a reduced folder has of it with the tensors of weights a put in."""
+    """edm_structure.pkl; in a reduced folder its rest, with the tensors of weights a put in."""
     file, hollow = folder / "edm_structure.pkl", folder / "edm_structure_hollow.npz"
     if file.exists() or not hollow.exists():
         try:
@@ -329,7 +329,7 @@ def edge_checks(v: Vectors, name: str, grid: Grid, k: Tensor, edges: Edges) -> I
 
 
 class ScriptedBatch(Batch):
-    """A batch that answers every draw with the next recorded one, and keeps the ranges asked for."""
+    """A batch that answers each draw with the next recorded one, and keeps the ranges asked for."""
 
     def script(self, ints: list[Tensor], normals: list[Tensor]) -> "ScriptedBatch":
         self.ints, self.normals, self.ranges = iter(ints), iter(normals), list[tuple[int, int]]()
@@ -396,7 +396,7 @@ def dmd2(folder: Path, load: Network) -> Iterator[Check]:
 
     scripted = batch("fake", "")
     scripted.memory = {"x": x.detach(), "labels": labels}
-    method.settings = Dmd2Settings(**asdict(settings) | {"gan_critic_weight": 0.0})
+    method.settings = replace(settings, gan_critic_weight=0.0)
     loss, _ = method.critic_loss(scripted)
     yield from v.check("fake/grad_norm", grad_norm(loss, critic.fake_score), NETWORK)
 

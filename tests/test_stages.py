@@ -102,8 +102,10 @@ def test_rows_are_scored_and_tabled(toy: Params, capsys: pytest.CaptureFixture[s
         metric__reference_images=120,
         generate__images=20,
         rows={"one": {**row, "steps": 1, "guidance_scale": 1.0}, "two": row},
-        students={},
     )
+    for student in params.students:
+        (MODELS / student).mkdir()
+        (MODELS / student / "log.csv").write_text("kimg,seconds,loss\n1,2,0.5\n2,4,0.25\n")
     ref_stats.run(params)
     for name in params.rows:
         generate.run(params, name)
