@@ -9,6 +9,7 @@ in any other folder a missing file or array is an error.
 import json
 import sys
 import tempfile
+import traceback
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -63,7 +64,7 @@ class Check:
     def __str__(self) -> str:
         rtol, atol = self.tolerance
         return (
-            f"{self.name:<58} error {self.error:8.1e}  relative {self.relative:8.1e}  "
+            f"{self.name:<62} error {self.error:8.1e}  relative {self.relative:8.1e}  "
             f"rtol {rtol:5.0e} atol {atol:5.0e}  {'ok' if self.ok else 'FAIL'}"
         )
 
@@ -90,8 +91,8 @@ class Vectors:
     def __init__(self, folder: Path, file: str) -> None:
         manifest = folder / "REDUCED.json"
         self.file, self.reduced = file, manifest.exists()
-        left_out = json.loads(manifest.read_text())["left_out"] if self.reduced else []
-        self.left_out = [entry.split(":")[1] for entry in left_out if entry.startswith(f"{file}:")]
+        entries = (entry.partition(":") for entry in left_out(folder))
+        self.left_out = [array for name, _, array in entries if name == file]
         try:
             with np.load(folder / file, allow_pickle=False) as arrays:
                 self.arrays = dict(arrays)
@@ -466,17 +467,21 @@ FILES: dict[str, Callable[[Path, Network], Iterator[Check]]] = {
 
 
 def checks(folder: Path, file: str) -> Iterator[Check]:
-    """Every check of one recorded file."""
+    """Every check of one recorded file; an exception of ours is one that fails, and the last."""
 
     def load(letter: str) -> Denoiser:
         weights = Vectors(folder, f"weights_{letter}.npz").under("weights/")
         return network(Vectors(folder, "network_adm.npz").config(), weights)
 
-    yield from FILES[file](folder, load)
+    try:
+        yield from FILES[file](folder, load)
+    except Exception as error:
+        traceback.print_exc()
+        yield Check(f"{file}: {type(error).__name__}", np.inf, np.inf, EXACT, False)
 
 
 def left_out(folder: Path) -> list[str]:
-    """Files that a reduced folder says it does without."""
+    """What a reduced folder says it does without: `file`, or `file:array` with wildcards."""
     manifest = folder / "REDUCED.json"
     return json.loads(manifest.read_text())["left_out"] if manifest.exists() else []
 

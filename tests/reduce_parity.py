@@ -25,6 +25,7 @@ LEFT_OUT = [
     "consistency_loss.npz:S8_T64/terminal_image/*",
     "consistency_loss.npz:S4_T16/terminal_hop/*",
     "consistency_loss.npz:S4_T16/terminal_image/grad_norm",  # of a mean over all rows
+    *(f"frechet.npz:{pair}/*" for pair in (1, 2)),
     *(f"dmd2.npz:backward_simulation/{stop}/*" for stop in (2, 4, 5, 6, 7, 8)),
 ]
 

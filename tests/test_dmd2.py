@@ -28,6 +28,7 @@ SETTINGS = Dmd2Settings(
     gan_student_weight=0.0,
     gan_critic_weight=0.0,
     gan_levels=1000,
+    gan_groups=8,
     label_dropout=0.0,
     shared_label_drop=True,
     teacher_eval=True,
@@ -36,7 +37,7 @@ SETTINGS = Dmd2Settings(
 
 def gaussian_method(**changes: Any) -> Dmd2:  # noqa: ANN401
     """Student, teacher and fake score are Gaussian denoisers of other widths."""
-    critic = Critic(Gaussian(0.6), channels=4)
+    critic = Critic(Gaussian(0.6), channels=4, groups=1)
     settings = replace(SETTINGS, **changes)
     return Dmd2(Gaussian(0.4), Gaussian(0.5), critic, settings, Noise(0.002, 80.0, 7.0))
 
@@ -44,8 +45,8 @@ def gaussian_method(**changes: Any) -> Dmd2:  # noqa: ANN401
 def network_method(own_drop: float = 0.0, **changes: Any) -> Dmd2:  # noqa: ANN401
     """Student, teacher and fake score are small networks that drop labels with own_drop."""
     student, teacher, fake_score = (small_denoiser(i, 0.0, own_drop) for i in range(3))
-    critic = Critic(fake_score, channels=32)
     settings = replace(SETTINGS, **changes)
+    critic = Critic(fake_score, channels=32, groups=settings.gan_groups)
     return Dmd2(student.train(), teacher, critic.train(), settings, Noise(0.002, 80.0, 7.0))
 
 
@@ -238,10 +239,13 @@ def stream(seed: int = 0, n: int = 4) -> Callable[[], Tensor]:
 
 
 @pytest.mark.parametrize("stop", range(4))
-def test_backward_simulation_makes_as_many_calls_as_asked(stop: int) -> None:
-    student = Gaussian()
-    backward_simulation(student, karras_sigmas(4), stop, torch.zeros(4, CLASSES), stream())
+def test_backward_simulation_makes_as_many_calls_and_draws_as_it_needs(stop: int) -> None:
+    student, noise, draws = Gaussian(), stream(), []
+    backward_simulation(
+        student, karras_sigmas(4), stop, torch.zeros(4, CLASSES), lambda: draws.append(0) or noise()
+    )
     assert student.nfe == 4 * stop
+    assert len(draws) == max(stop, 1)
 
 
 def test_backward_simulation_of_no_step_is_pure_noise() -> None:
@@ -362,7 +366,21 @@ def test_critic_loss_is_the_denoising_loss_of_generated_images() -> None:
     assert torch.equal(labels, b.memory["labels"])
 
 
-def test_gan_adds_its_weighted_loss_and_trains_the_encoder_not_the_decoder() -> None:
+def test_discriminator_compares_generated_images_with_real_ones() -> None:
+    method, b = gaussian_method(gan_critic_weight=1.0, gan_levels=0), batch()
+    seen: list[tuple[Tensor, Tensor]] = []
+    method.critic.logits = lambda x, sigma, labels: seen.append((x, labels)) or x.flatten(1)
+    loss, logs = method.critic_loss(b)
+    (fake, fake_labels), (real, real_labels) = seen
+    assert torch.equal(fake, b.memory["x"])
+    assert torch.equal(fake_labels, b.memory["labels"])
+    assert torch.equal(real, b.images)
+    assert torch.equal(real_labels, b.labels)
+    gan = gan_critic_loss(fake.flatten(1), real.flatten(1))
+    torch.testing.assert_close(loss, logs["loss_fake"] + gan)
+
+
+def test_critics_gan_loss_trains_the_encoder_and_not_the_decoder() -> None:
     method, b = network_method(), batch()
     fake, real = (method.logits(x, b.labels, b) for x in (b.images * 0.1, b.images))
     gan_critic_loss(fake, real).backward()
@@ -411,14 +429,32 @@ def test_discriminator_of_the_imagenet_network_has_the_published_shape() -> None
     assert logits.shape == (2, 1)
 
 
-@pytest.mark.parametrize("channels", [4, 32, 64, 96])
-def test_discriminator_answers_one_logit_an_image(channels: int) -> None:
-    assert Discriminator(channels)(torch.randn(3, channels, 8, 8)).shape == (3, 1)
+@pytest.mark.parametrize(("channels", "groups"), [(4, 1), (32, 8), (64, 32), (96, 32)])
+def test_discriminator_answers_one_logit_an_image(channels: int, groups: int) -> None:
+    assert Discriminator(channels, groups)(torch.randn(3, channels, 8, 8)).shape == (3, 1)
+
+
+@pytest.mark.parametrize(("channels", "binary"), [(64, True), (128, False)])
+def test_two_channels_a_group_leave_the_discriminator_only_signs(
+    channels: int, binary: bool
+) -> None:
+    """The second normalisation sees one pixel: two numbers there become 1 and -1."""
+    torch.manual_seed(0)
+    head, answers = Discriminator(channels, groups=32), []
+    head[4].register_forward_hook(lambda *args: answers.append(args[-1].abs()))
+    head(torch.randn(64, channels, 8, 8))
+    signs = float(((answers[0] - 1).abs() < 0.01).float().mean())
+    assert signs > 0.9 if binary else signs < 0.1
+
+
+def test_discriminator_refuses_groups_that_do_not_divide_its_channels() -> None:
+    with pytest.raises(ValueError, match=r"need gan_groups that divide the 48 .* got 32 \(params"):
+        Discriminator(48)
 
 
 def test_critic_holds_fake_score_and_discriminator_for_one_optimiser() -> None:
     fake_score = small_denoiser(0)
-    critic = Critic(fake_score, channels=32)
+    critic = Critic(fake_score, channels=32, groups=8)
     assert isinstance(critic.fake_score, Denoiser)
     own = sum(p.numel() for p in critic.parameters())
     assert own == sum(p.numel() for m in (fake_score, critic.discriminator) for p in m.parameters())

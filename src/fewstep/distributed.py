@@ -43,18 +43,34 @@ def launched() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def launch(device: str) -> NoReturn:
-    """Run this command line again under torchrun, one process a GPU, and exit as it does."""
+def process_count(device: torch.device, rounds: int) -> int:
+    """Processes to start: one a GPU; on a CPU, one a core as far as they divide the micro-batches.
+
+    Small networks do not fill two cores with one convolution: two processes train 1.5 times as fast
+    as one with two threads.
+    """
+    if device.type == "cuda":
+        return torch.cuda.device_count()
+    return max(n for n in range(1, torch.get_num_threads() + 1) if rounds % n == 0)
+
+
+def launch(device: str, rounds: int) -> NoReturn:
+    """Run this command line again under torchrun, and exit as it does.
+
+    Args:
+        device: params.device.
+        rounds: micro-batches a step, which the processes share.
+    """
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     # what went wrong is said by the process that it went wrong in
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    kind = pick_device(device).type
-    count = torch.cuda.device_count() if kind == "cuda" else 1
-    threads = os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    print(f"torchrun: {count} process(es) on {kind}, {threads} threads each", flush=True)
+    place = pick_device(device)
+    count = process_count(place, rounds)
+    os.environ["OMP_NUM_THREADS"] = str(max(torch.get_num_threads() // count, 1))
+    print(f"torchrun: {count} x {place.type}", flush=True)
     here = ["--standalone", f"--nproc-per-node={count}", "-m", "fewstep", *sys.argv[1:]]
     try:
         run.main(here)

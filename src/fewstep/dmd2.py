@@ -24,16 +24,27 @@ from fewstep.params import Noise as NoiseParams
 
 
 class Discriminator(nn.Sequential):
-    """Logit of being real, (B, 1), from the bottleneck (B, C, 8, 8) of the fake score's encoder."""
+    """Logit of being real, (B, 1), from the bottleneck (B, C, 8, 8) of the fake score's encoder.
 
-    def __init__(self, channels: int) -> None:
-        groups = min(32, channels // 2)  # the reference: 32, of 768 channels and of 64
+    `groups` of channels are normalised together, 32 in the reference. The second normalisation sees
+    one pixel: with 2 channels a group it gives 1 and -1, and hardly passes a gradient.
+
+    Raises:
+        ValueError: groups that do not divide the channels.
+    """
+
+    def __init__(self, channels: int, groups: int = 32) -> None:
+        if channels % groups:
+            raise ValueError(
+                f"need gan_groups that divide the {channels} channels of the bottleneck, got "
+                f"{groups} (params.yaml: students.<name>.settings.gan_groups)"
+            )
         super().__init__(
             nn.Conv2d(channels, channels, 4, stride=2, padding=1),
-            nn.GroupNorm(groups if channels % groups == 0 else 1, channels),
+            nn.GroupNorm(groups, channels),
             nn.SiLU(),
             nn.Conv2d(channels, channels, 4, stride=4),
-            nn.GroupNorm(groups if channels % groups == 0 else 1, channels),
+            nn.GroupNorm(groups, channels),
             nn.SiLU(),
             nn.Conv2d(channels, 1, 1),
         )
@@ -45,10 +56,10 @@ class Discriminator(nn.Sequential):
 class Critic(nn.Module):
     """Fake score and discriminator, trained by one optimiser."""
 
-    def __init__(self, fake_score: Denoiser, channels: int) -> None:
+    def __init__(self, fake_score: Denoiser, channels: int, groups: int = 32) -> None:
         super().__init__()
         self.fake_score = fake_score
-        self.discriminator = Discriminator(channels)
+        self.discriminator = Discriminator(channels, groups)
 
     def logits(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
         return self.discriminator(self.fake_score.bottleneck(x, sigma, labels))

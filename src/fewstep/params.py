@@ -108,6 +108,7 @@ class Dmd2Settings:
     gan_student_weight: float
     gan_critic_weight: float
     gan_levels: int
+    gan_groups: int
     label_dropout: float
     shared_label_drop: bool
     teacher_eval: bool

@@ -60,14 +60,19 @@ def sample_edm(
         labels: one-hot (B, classes).
         sigmas: descending, ending in 0, (steps + 1,).
         heun: second-order correction; else Euler.
-        noise: draws for the churn, one a step; needed where S_churn > 0.
+        noise: draws for the churn, one a step.
+
+    Raises:
+        ValueError: S_churn > 0 without noise.
     """
+    if S_churn > 0 and noise is None:
+        raise ValueError("need noise where S_churn > 0, got none")
     step = heun_step if heun else euler_step
     bound = partial(_conditioned, denoise, labels)
     sigmas = sigmas.to(latents.device, torch.float64)
     x = latents.to(torch.float64) * sigmas[0]
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
-        if S_churn > 0 and noise is not None:
+        if noise is not None and S_churn > 0:
             n = noise().to(x)
             inside = S_min <= float(sigma) <= S_max
             gamma = min(S_churn / (len(sigmas) - 1), 2**0.5 - 1) if inside else 0.0

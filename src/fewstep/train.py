@@ -171,11 +171,17 @@ def build_method(
     teacher, student = teacher.to(device), student.to(device)
     if isinstance(s, ConsistencySettings):
         return Consistency(student, teacher, s, params.noise), {"student": block.lr}
+    bottleneck = params.data.resolution >> (len(params.network.channel_mult) - 1)
+    if (s.gan_student_weight or s.gan_critic_weight) and bottleneck != 8:
+        raise ValueError(
+            f"need an 8x8 bottleneck for the discriminator, got {bottleneck}x{bottleneck} (params."
+            f"yaml: network.channel_mult; or students.{name}.settings.gan_*_weight: 0.0)"
+        )
     fake_score = deepcopy(student)
     fake_score.load_state_dict(teacher.state_dict())
     teacher.model.label_dropout = own_drop
     channels = params.network.model_channels * params.network.channel_mult[-1]
-    critic = Critic(fake_score, channels).to(device)
+    critic = Critic(fake_score, channels, s.gan_groups).to(device)
     rates = {"student": block.lr, "critic": s.fake_score_lr}
     return Dmd2(student, teacher, critic, s, params.noise), rates
 

@@ -131,6 +131,11 @@ class UNetBlock(nn.Module):
         self.heads = 0
         if attention:  # ADM: 64 channels a head
             self.heads = max(n_out // 64, 1) if style.channels_per_head else 1
+            if n_out % self.heads:
+                raise ValueError(
+                    f"need channels divisible by their heads where attention is, got {n_out} and "
+                    f"{self.heads} (params.yaml: network.model_channels, network.channel_mult)"
+                )
             self.norm2 = GroupNorm(n_out, style.eps)
             self.qkv = Conv2d(n_out, 3 * n_out, 1, style.attention_init)
             self.proj = Conv2d(n_out, n_out, 1, style.zero)

@@ -6,9 +6,9 @@ from fewstep.train import student_block, train
 
 
 def run(params: Params, name: str) -> None:
-    student_block(name, params)
+    block = student_block(name, params)
     if not distributed.launched():
-        distributed.launch(params.device)
+        distributed.launch(params.device, block.batch // block.batch_gpu)
     rank = distributed.start(params.device)
     try:
         train(name, params, rank)
