@@ -357,11 +357,12 @@ def dmd2(folder: Path, load: Network) -> Iterator[Check]:
         gan_student_weight=0.0,
         gan_critic_weight=1.0,
         gan_levels=1000,
+        gan_groups=32,
         label_dropout=0.0,
         shared_label_drop=False,
         teacher_eval=True,
     )
-    critic = Critic(load("b"), channels=64)
+    critic = Critic(load("b"), 64, settings.gan_groups)
     critic.discriminator.load_state_dict(v.under("classifier/"))
     method = Dmd2(load("c"), load("a"), critic, settings, KARRAS)
     labels = one_hot(v["labels"], 10)
