@@ -31,7 +31,9 @@ class Killed(Exception):
 def outcome(name: str) -> tuple[bytes, list[dict[str, str]]]:
     """The model's bytes, and the log without its clocks."""
     with (MODELS / name / "log.csv").open(newline="") as file:
-        rows = [{k: v for k, v in r.items() if k not in CLOCKS} for r in csv.DictReader(file)]
+        rows = list(csv.DictReader(file))
+        assert all(None not in row for row in rows), "every row has the columns of the header"
+        rows = [{k: v for k, v in r.items() if k not in CLOCKS} for r in rows]
     return (MODELS / name / "model.safetensors").read_bytes(), rows
 
 

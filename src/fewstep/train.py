@@ -336,10 +336,12 @@ class Run:
             **{k: "" if math.isnan(v) else f"{v:.6g}" for k, v in values.items()},
         }
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        new = not self.log.exists()
+        columns = list(row)  # the first iteration runs every phase, so its row has all columns
+        if self.log.exists():
+            columns = self.log.read_text().splitlines()[0].split(",")
         with self.log.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row.keys(), lineterminator="\n")
-            if new:
+            writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+            if file.tell() == 0:
                 writer.writeheader()
             writer.writerow(row)
 
