@@ -116,9 +116,9 @@ def test_rows_are_scored_and_tabled(toy: Params, capsys: pytest.CaptureFixture[s
     assert list(table) == ["one", "two"]
     assert (table["one"]["nfe"], table["two"]["nfe"]) == ("1", "4"), "guidance doubles the calls"
     assert {r["metric"] for r in table.values()} == {"FD-EffLite0"}
-    metrics = json.loads(Path("results/metrics.json").read_text())
-    assert metrics["one"]["value"] == float(table["one"]["value"])
-    assert metrics["floor"]["value"] == pytest.approx(
+    metrics = json.loads(Path("results/metrics.json").read_text())["FD-EffLite0"]
+    assert metrics["one"] == float(table["one"]["value"])
+    assert metrics["floor"] == pytest.approx(
         json.loads(Path("artifacts/ref-stats.json").read_text())["floor"]["value"]
     )
     assert Path("results/samples.png").read_bytes().startswith(b"\x89PNG")

@@ -107,9 +107,9 @@ def markdown_table(rows: Sequence[Row]) -> str:
 def write_metrics(
     rows: Sequence[Row], floor: Mapping[str, Any], path: str | os.PathLike[str]
 ) -> None:
-    """Write one nested JSON, {row: {value, nfe, ...}, ..., floor: {...}}, for `dvc metrics`.
+    """Write one nested JSON, {metric: {row: value, ..., floor: value}}, for `dvc exp show`.
 
-    Numbers only, in full precision; what a row does not have is left out.
+    One column a row: how a row is sampled stands in params.yaml. Full precision.
 
     Raises:
         ValueError: no rows, a row without one of `COLUMNS`, a row called "floor", NaN.
@@ -117,12 +117,11 @@ def write_metrics(
     _check_rows(rows)
     if any(row["row"] == "floor" for row in rows):
         raise ValueError("need a row name other than 'floor', got 'floor' (params.yaml: rows)")
-    numbers = [column for column in COLUMNS if column in NUMBERS]
-    numbers.sort(key=lambda column: column != "value")  # the result first
-    metrics: dict[str, Any] = {
-        row["row"]: {name: row[name] for name in numbers if row[name] is not None} for row in rows
-    }
-    write_json(path, metrics | {"floor": dict(floor)})
+    metrics: dict[str, dict[str, float]] = {}
+    for row in rows:
+        metrics.setdefault(row["metric"], {})[row["row"]] = row["value"]
+    metrics[rows[0]["metric"]]["floor"] = floor["value"]
+    write_json(path, metrics)
 
 
 def format_row(row: Row) -> str:
