@@ -43,23 +43,10 @@ def launched() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def process_count(device: torch.device, rounds: int) -> int:
-    """Processes to start: one a GPU; on a CPU, one a core as far as they divide the micro-batches.
+def launch(device: str) -> NoReturn:
+    """Run this command line again under torchrun, one process a GPU, and exit as it does.
 
-    Small networks do not fill two cores with one convolution: two processes train 1.5 times as fast
-    as one with two threads.
-    """
-    if device.type == "cuda":
-        return torch.cuda.device_count()
-    return max(n for n in range(1, torch.get_num_threads() + 1) if rounds % n == 0)
-
-
-def launch(device: str, rounds: int) -> NoReturn:
-    """Run this command line again under torchrun, and exit as it does.
-
-    Args:
-        device: params.device.
-        rounds: micro-batches a step, which the processes share.
+    A CPU gets one process with all its cores: two with half of them are no faster.
     """
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -67,10 +54,10 @@ def launch(device: str, rounds: int) -> NoReturn:
 
     # what went wrong is said by the process that it went wrong in
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    place = pick_device(device)
-    count = process_count(place, rounds)
-    os.environ["OMP_NUM_THREADS"] = str(max(torch.get_num_threads() // count, 1))
-    print(f"torchrun: {count} x {place.type}", flush=True)
+    kind = pick_device(device).type
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # torchrun would say 1
+    print(f"torchrun: {count} x {kind}", flush=True)
     here = ["--standalone", f"--nproc-per-node={count}", "-m", "fewstep", *sys.argv[1:]]
     try:
         run.main(here)

@@ -6,9 +6,9 @@ from fewstep.train import student_block, train
 
 
 def run(params: Params, name: str) -> None:
-    block = student_block(name, params)
+    student_block(name, params)
     if not distributed.launched():
-        distributed.launch(params.device, block.batch // block.batch_gpu)
+        distributed.launch(params.device)
     rank = distributed.start(params.device)
     try:
         train(name, params, rank)
