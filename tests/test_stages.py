@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from experiment import set_up, tiny_params
+from parity import structure_pickle
 from fewstep.files import sha256_file
 from fewstep.models import MODELS, read_safetensors, save_model
 from fewstep.params import Params
 from fewstep.stages import download_teacher, fid, generate, ref_stats, results_table
 
 ROW = "teacher-euler-4"
+VECTORS = Path(__file__).parent / "data" / "parity"
 
 
 @pytest.fixture
@@ -38,6 +40,21 @@ def test_a_downloaded_teacher_is_verified_and_written(toy: Params) -> None:
         theirs
     )
     assert about["sha256"] == sha256 and about["kimg"] == 0.0
+
+
+def test_an_edm_pickle_is_a_teacher_too(toy: Params) -> None:
+    file = Path("teacher.pkl")
+    file.write_bytes(structure_pickle(VECTORS))
+    params = tiny_params(
+        Path(),
+        teacher={"url": str(file), "sha256": sha256_file(file)},
+        network__model_channels=32,
+        data__channels=3,
+    )
+    download_teacher.run(params)
+    ours, about = read_safetensors(MODELS / "teacher" / "model.safetensors")
+    assert ours["model.enc.16x16_conv.weight"].shape == (32, 3, 3, 3)
+    assert about["model_type"] == "DhariwalUNet"
 
 
 def test_a_teacher_with_another_sha256_is_refused(toy: Params) -> None:
