@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from experiment import set_up, tiny_params
-from parity import structure_pickle
 from fewstep.files import sha256_file
 from fewstep.models import MODELS, read_safetensors, save_model
 from fewstep.params import Params
 from fewstep.stages import download_teacher, fid, generate, ref_stats, results_table
+from parity import structure_pickle
 
 ROW = "teacher-euler-4"
 VECTORS = Path(__file__).parent / "data" / "parity"
