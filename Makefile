@@ -27,6 +27,7 @@ endif
 	@touch $@
 
 repro: setup ## run the experiment of params.yaml and print its results table
+	@fewstep check
 	dvc repro
 	@cat results/table.md
 
