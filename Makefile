@@ -49,3 +49,4 @@ preset: ## make NAME=fmnist16 the experiment: copy config/NAME.yaml to params.ya
 
 constraints: setup ## pin what is tested, with uv
 	echo 'torch==2.13.0' | uv pip compile -q --universal --python-version 3.11 --extra dev --strip-extras --no-header --no-annotate -c /dev/stdin pyproject.toml -o constraints.txt
+	sed -i '1i # What was tested together. Made by: make constraints' constraints.txt
