@@ -38,7 +38,7 @@ def launched(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def launch(device: str) -> NoReturn:
-    """Run this command line again on all nodes and GPUs that the environment gives; exit as it does.
+    """Run this command line again on all nodes and GPUs that the environment gives; exit alike.
 
     A CPU gets one process with all its cores: two with half of them are no faster.
 
@@ -184,3 +184,9 @@ def count_gpus(environ: Mapping[str, str] = os.environ) -> int:
         return devices
     named = [name for name in visible.split(",") if name.strip() not in ("", "-1")]
     return min(devices, len(named))
+
+
+def say_gpus(count: int) -> None:
+    """What `snakemake --profile gpu` will run on, said once, on stderr."""
+    what = f"{count} GPUs" if count else "no GPU here, so everything runs on the CPU"
+    print(f"profile gpu: {what}", file=sys.stderr, flush=True)
