@@ -46,9 +46,7 @@ def code(*patterns):
     """Source files as inputs. Snakemake misses edits below a folder, hence patterns."""
     found = [sorted(Path("src/fewstep").glob(pattern)) for pattern in patterns]
     if [] in found:
-        raise WorkflowError(
-            f"need source files, got none at {patterns[found.index([])]}"
-        )
+        raise WorkflowError(f"need source files, got none at {patterns[found.index([])]}")
     return [str(file) for files in found for file in files]
 
 
@@ -57,9 +55,7 @@ def tracked(*keys):
 
     def values(wildcards):
         paths = [[p.format(**wildcards) for p in key.split(".")] for key in keys]
-        return {
-            ".".join(p): reduce(lambda block, k: block[k], p, config) for p in paths
-        }
+        return {".".join(p): reduce(lambda block, k: block[k], p, config) for p in paths}
 
     return values
 

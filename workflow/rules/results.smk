@@ -3,9 +3,7 @@ rule results_table:
         code("report.py", "stages/results_table.py"),
         "artifacts/data.lmdb",
         "artifacts/ref-stats.json",
-        expand(
-            "artifacts/samples/{row}.{kind}", row=config["rows"], kind=["npz", "json"]
-        ),
+        expand("artifacts/samples/{row}.{kind}", row=config["rows"], kind=["npz", "json"]),
         expand("artifacts/scores/{row}.json", row=config["rows"]),
         expand(
             "artifacts/models/{model}/{file}",
@@ -15,14 +13,10 @@ rule results_table:
         expand("artifacts/models/{model}/log.csv", model=config["students"]),
         params=unless_recorded("results/metrics.json"),
     output:
-        report(
-            "results/metrics.json", caption="../report/metrics.rst", category="Results"
-        ),
+        report("results/metrics.json", caption="../report/metrics.rst", category="Results"),
         report("results/table.csv", caption="../report/table.rst", category="Results"),
         "results/table.md",
-        report(
-            "results/samples.png", caption="../report/samples.rst", category="Results"
-        ),
+        report("results/samples.png", caption="../report/samples.rst", category="Results"),
         report("results/losses.png", caption="../report/losses.rst", category="Results"),
         report(
             directory("results/losses"),
