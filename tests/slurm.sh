@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# The tiny preset through workflow/profiles/slurm on a real Slurm of two nodes, on this machine alone:
+# Debian's slurmctld, slurmd and munge, run as root. A training is cancelled in the middle, another is
+# requeued in the middle; both must resume, and the results must be those of an undisturbed run.
+#
+#     apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge
+#     tests/slurm.sh [empty folder]
+#
+# Not part of the quick tests: ten minutes on 2 cores. Needs the project's environment on the PATH.
+set -euo pipefail
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+work=${1:-$(mktemp -d)}
+export SLURM_CONF=$work/slurm/slurm.conf
+mkdir -p "$work/slurm/state"
+
+say() { echo "slurm.sh: $*"; }
+die() { say "$*" >&2; exit 1; }
+
+start() {
+    if ! munge -n >/dev/null 2>&1; then
+        install -d -o munge -g munge /run/munge
+        runuser -u munge -- munged
+    fi
+    cat >"$SLURM_CONF" <<END
+ClusterName=two
+SlurmctldHost=$(hostname)(127.0.0.1)
+SlurmUser=root
+AuthType=auth/munge
+CryptoType=crypto/munge
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
+StateSaveLocation=$work/slurm/state
+SlurmctldPidFile=$work/slurm/ctld.pid
+SlurmctldLogFile=$work/slurm/ctld.log
+SlurmctldPort=16817
+SlurmdSpoolDir=$work/slurm/spool.%n
+SlurmdPidFile=$work/slurm/%n.pid
+SlurmdLogFile=$work/slurm/%n.log
+ReturnToService=2
+NodeName=n[1-2] NodeHostname=$(hostname) NodeAddr=127.0.0.1 Port=[17001-17002] CPUs=2 RealMemory=16000
+PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP
+END
+    slurmctld -f "$SLURM_CONF"
+    for node in n1 n2; do
+        mkdir -p "$work/slurm/spool.$node"
+        slurmd -f "$SLURM_CONF" -N $node
+    done
+    for _ in $(seq 30); do
+        [ "$(sinfo -h -t idle -o %D)" = 2 ] && return
+        sleep 1
+    done
+    sinfo -N -l || true
+    die "the nodes did not come up; see $work/slurm/*.log"
+}
+
+stop() {
+    for pid in "$work"/slurm/{n1,n2,ctld}.pid; do
+        [ -f "$pid" ] && kill "$(cat "$pid")" || true
+    done
+}
+trap stop EXIT
+
+checkout() { # a clone of what is committed, with trainings long enough to be stopped in the middle
+    git clone -q "$root" "$work/$1"
+    sed -e 's/batch_gpu: 32/batch_gpu: 16/' -e 's/checkpoint_kimg: .*/checkpoint_kimg: 100.0/' \
+        -e '/^students:/,$s/kimg: 0.512/kimg: 6.4/' config/tiny.yaml >"$work/$1/params.yaml"
+}
+
+job() { squeue -h -t R -o '%i %k' | awk -v rule="rule_train_wildcards_$1" '$2 == rule {print $1}'; }
+
+under_way() { # wait until a training has logged a few rows, print its job
+    for _ in $(seq 300); do
+        if [ "$(cat scratch/"$1"-*/log.* 2>/dev/null | wc -l)" -gt 20 ]; then
+            job "$1"
+            return
+        fi
+        sleep 1
+    done
+    die "$1 did not begin to train; see $work/snakemake.log"
+}
+
+resumed() {
+    grep -h "resuming at" "logs/train/$1.log" || die "$1 began anew: $(cat "logs/train/$1.log")"
+}
+
+cd "$root"
+checkout disturbed
+checkout undisturbed
+start
+export MASTER_ADDR=127.0.0.1 # n1 and n2 are no names that resolve
+cd "$work/disturbed"
+
+say "one training over two nodes, each with one task; everything else on one"
+snakemake --profile workflow/profiles/slurm --slurm-status-command squeue --slurm-no-account \
+    --slurm-init-seconds-before-status-checks 5 --latency-wait 5 \
+    --set-threads download_teacher=1 ref_stats=1 train=1 generate=1 fid=1 \
+    --set-resources train:nodes=2 train:tasks=2 train:mpi=srun train:mem_mb=8000 train:runtime=50 \
+    download_teacher:mem_mb=8000 download_teacher:runtime=50 \
+    build_lmdb:runtime=50 generate:runtime=50 fid:runtime=50 ref_stats:runtime=50 \
+    >"$work/snakemake.log" 2>&1 &
+snakemake=$!
+
+first=$(under_way cd)
+say "cancelling job $first (cd) at $(tail -n 1 scratch/cd-*/log.* | head -c 60)"
+scancel "$first"
+second=$(under_way dmd2-1)
+say "requeueing job $second (dmd2-1) at $(tail -n 1 scratch/dmd2-1-*/log.* | head -c 60)"
+scontrol requeue "$second"
+
+wait $snakemake || die "snakemake failed; see $work/snakemake.log"
+cat results/table.md
+resumed cd
+resumed dmd2-1
+
+say "the same training undisturbed, by srun alone"
+cp -r artifacts "$work/undisturbed/"
+cd "$work/undisturbed"
+rm -r artifacts/models/cd
+OMP_NUM_THREADS=1 srun --nodes=2 --ntasks-per-node=1 env PYTHONPATH=src python -m fewstep train cd
+cmp "$work"/{un,}disturbed/artifacts/models/cd/model.safetensors
+say "passed: both resumed, and the cancelled training ended in the same bytes"
