@@ -11,7 +11,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 work=${1:-$(mktemp -d)}
-export SLURM_CONF=$work/slurm/slurm.conf
+conf=/etc/slurm/slurm.conf # Snakemake's plugin removes SLURM_CONF from the environment of a job
 mkdir -p "$work/slurm/state"
 
 say() { echo "slurm.sh: $*"; }
@@ -22,7 +22,7 @@ start() {
         install -d -o munge -g munge /run/munge
         runuser -u munge -- munged
     fi
-    cat >"$SLURM_CONF" <<END
+    cat >"$work/slurm/slurm.conf" <<END
 ClusterName=two
 SlurmctldHost=$(hostname)(127.0.0.1)
 SlurmUser=root
@@ -44,10 +44,11 @@ ReturnToService=2
 NodeName=n[1-2] NodeHostname=$(hostname) NodeAddr=127.0.0.1 Port=[17001-17002] CPUs=2 RealMemory=16000
 PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP
 END
-    slurmctld -f "$SLURM_CONF"
+    ln -s "$work/slurm/slurm.conf" $conf
+    slurmctld
     for node in n1 n2; do
         mkdir -p "$work/slurm/spool.$node"
-        slurmd -f "$SLURM_CONF" -N $node
+        slurmd -N $node
     done
     for _ in $(seq 30); do
         [ "$(sinfo -h -t idle -o %D)" = 2 ] && return
@@ -58,11 +59,12 @@ END
 }
 
 stop() {
+    kill -INT ${snakemake:-} 2>/dev/null || true
     for pid in "$work"/slurm/{n1,n2,ctld}.pid; do
         [ -f "$pid" ] && kill "$(cat "$pid")" || true
     done
+    rm -f $conf
 }
-trap stop EXIT
 
 checkout() { # a clone of what is committed, with trainings long enough to be stopped in the middle
     git clone -q "$root" "$work/$1"
@@ -90,6 +92,8 @@ resumed() {
 cd "$root"
 checkout disturbed
 checkout undisturbed
+[ ! -e $conf ] || die "this machine has a Slurm: $conf"
+trap stop EXIT
 start
 export MASTER_ADDR=127.0.0.1 # n1 and n2 are no names that resolve
 cd "$work/disturbed"
