@@ -4,9 +4,12 @@ It lives in a scratch folder whose name holds a fingerprint of what the training
 state of other params or other data is never continued.
 """
 
+import hashlib
 import json
 import shutil
+import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,6 @@ from fewstep.files import atomic_path
 from fewstep.models import read_safetensors
 
 SCRATCH = Path("scratch")
-KEEP = 2
 
 
 def flatten_optimizer(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -41,11 +43,20 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> No
 
 
 class Checkpoints:
-    """The newest states of one training, oldest removed first."""
+    """The newest states of one training, and the one with the best validation.
 
-    def __init__(self, name: str, fingerprint: str) -> None:
-        self.fingerprint = fingerprint
+    A state is copied at once and written by a thread, while training goes on.
+
+    Attributes:
+        stall: seconds that training waited for its states.
+    """
+
+    def __init__(self, name: str, fingerprint: str, keep: int) -> None:
+        self.fingerprint, self.keep = fingerprint, keep
         self.folder = SCRATCH / f"{name}-{fingerprint[:12]}"
+        self.stall = 0.0
+        self.thread = ThreadPoolExecutor(1)
+        self.writing: Future[None] | None = None
 
     def files(self) -> list[Path]:
         return sorted(self.folder.glob("state-*.safetensors"))
@@ -57,31 +68,59 @@ class Checkpoints:
         optimizers: Mapping[str, Optimizer],
         about: dict[str, Any],
     ) -> None:
-        """Write the state at nimg atomically, then drop all but the newest."""
+        """Begin to write the state at nimg; `about` is JSON, its "best" has the nimg to keep.
+
+        Raises:
+            OSError: the state before this one could not be written.
+        """
+        started = time.monotonic()
+        self.wait()
         tensors = {f"{m}/{k}": v for m, net in modules.items() for k, v in net.state_dict().items()}
         for name, optimizer in optimizers.items():
             flat = flatten_optimizer(optimizer)
             tensors |= {f"optimizer.{name}/{k}": v for k, v in flat.items()}
-        tensors = {k: v.detach().cpu().clone() for k, v in tensors.items()}
+        tensors = {k: v.detach().to("cpu", copy=True) for k, v in tensors.items()}
         about = {"fingerprint": self.fingerprint, "nimg": nimg, **about}
-        with atomic_path(self.folder / f"state-{nimg:012d}.safetensors") as path:
+        self.writing = self.thread.submit(self._write, tensors, about)
+        self.stall += time.monotonic() - started
+
+    def wait(self) -> None:
+        """Return when the state that is being written is whole on the disk.
+
+        Raises:
+            OSError: it could not be written; the states before it are as they were.
+        """
+        if self.writing is not None:
+            writing, self.writing = self.writing, None
+            writing.result()
+
+    def _write(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        about = {**about, "sha256": _sha256(tensors)}
+        with atomic_path(self.folder / f"state-{about['nimg']:012d}.safetensors") as path:
             save_file(tensors, path, {"fewstep": json.dumps(about)})
-        for old in self.files()[:-KEEP]:
-            old.unlink()
+        best = about.get("best") or {}
+        for old in self.files()[: -self.keep]:
+            if int(old.stem.split("-")[1]) != best.get("nimg"):
+                old.unlink()
 
     def restore(
         self, modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]
     ) -> dict[str, Any] | None:
         """Load the newest state that is whole and give what was said about it; None: no state.
 
-        A state that cannot be read is named, left out and the one before it is taken.
+        A state that cannot be read, or whose tensors are not those written, is named, left out, and
+        the one before it is taken.
 
         Raises:
             ValueError: the state belongs to other params, data or weights.
         """
+        for half_written in self.folder.glob(".*.tmp*"):
+            half_written.unlink(missing_ok=True)  # every rank looks
         for file in reversed(self.files()):
             try:
                 tensors, about = read_safetensors(file)
+                if about.get("sha256") != _sha256(tensors):
+                    raise ValueError(f"need the tensors that were written, got others in {file}")
             except ValueError as error:
                 print(f"{error}; falling back to the state before it", flush=True)
                 continue
@@ -99,7 +138,16 @@ class Checkpoints:
 
     def remove(self) -> None:
         """Forget all states, once the finished model is written."""
+        self.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _sha256(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -4,18 +4,27 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 STAGES = {
     "download-teacher": "fetch and verify the teacher's weights, or train them (teacher.train)",
+    "download-model": "fetch and verify another network (imports)",
     "build-lmdb": "turn data.source into artifacts/data.lmdb",
     "ref-stats": "feature statistics of real images, and the real-against-real floor",
     "train": "train a student, under torchrun",
     "generate": "sample the images of a row",
     "fid": "score the images of a row",
     "results-table": "collect all rows into results/",
+    "phema": "rebuild a power-function average of a finished training (students.<name>.phema)",
     "check": "check params.yaml and stop",
 }
-NAMED = {"train": "student", "generate": "row", "fid": "row"}
+NAMED = {
+    "download-model": "network of imports",
+    "train": "student",
+    "generate": "row",
+    "fid": "row",
+    "phema": "student",
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,21 +35,26 @@ def parser() -> argparse.ArgumentParser:
         command = stages.add_parser(stage, help=text, description=text)
         if stage in NAMED:
             command.add_argument("name", help=f"a {NAMED[stage]} of params.yaml")
+        if stage == "phema":
+            command.add_argument("--std", type=float, required=True, help="relative width")
+            command.add_argument("--kimg", type=float, help="time; the last snapshot's by default")
+            command.add_argument("--out", type=Path, help="folder; a new model by default")
         command.add_argument("--params", default="params.yaml", help="the params file")
     return main
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a stage. Errors of the user's input end as one message, without a traceback."""
-    arguments = parser().parse_args(argv)
+    given = vars(parser().parse_args(argv))
+    stage, path = given.pop("stage"), given.pop("params")
     from fewstep.params import load_params
 
     try:
-        params = load_params(arguments.params)
-        if arguments.stage == "check":
-            print(f"{arguments.params}: {len(params.students)} students, {len(params.rows)} rows")
+        params = load_params(path)
+        if stage == "check":
+            print(f"{path}: {len(params.students)} students, {len(params.rows)} rows")
             return
-        module = importlib.import_module(f"fewstep.stages.{arguments.stage.replace('-', '_')}")
-        module.run(params, *([arguments.name] if arguments.stage in NAMED else []))
+        module = importlib.import_module(f"fewstep.stages.{stage.replace('-', '_')}")
+        module.run(params, **given)
     except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"fewstep {arguments.stage}: {error}")
+        sys.exit(f"fewstep {stage}: {error}")

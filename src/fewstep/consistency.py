@@ -16,6 +16,8 @@ from fewstep import noise
 from fewstep.batch import Batch
 from fewstep.denoiser import ConditionalDenoise, Denoiser
 from fewstep.losses import distance, loss_weight
+from fewstep.meter import Logged, by_group, by_sigma, mean_of
+from fewstep.noise import per_image
 from fewstep.params import ConsistencySettings
 from fewstep.params import Noise as NoiseParams
 from fewstep.solve import ddim_step, inverse_ddim
@@ -35,6 +37,9 @@ class Edges:
     sigma_b: Tensor
     snap: Tensor
     terminal: Tensor
+
+    def to(self, device: torch.device) -> "Edges":
+        return Edges(*(t.to(device, non_blocking=True) for t in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -70,27 +75,22 @@ class Grid:
         assert bool((sigma_t > sigma_s + 1e-8).all()), "an edge must go down"
         return Edges(segment, sigma_t, sigma_s, sigma_b, snap, terminal)
 
-    def to(self, edges: Edges, device: torch.device) -> Edges:
-        return Edges(*(t.to(device) for t in vars(edges).values()))
 
+def teacher_hop(teacher: ConditionalDenoise, x_t: Tensor, edges: Edges, labels: Tensor) -> Tensor:
+    """Heun's step from sigma_t to sigma_s for each image, (B, C, H, W), float64.
 
-def teacher_hop(
-    teacher: ConditionalDenoise, x_t: Tensor, edges: Edges, labels: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Heun's step from sigma_t to sigma_s for each image, and the teacher's D(x_t; sigma_t).
-
-    Terminal rows, which would land on 0, are Euler steps: D(x_t; sigma_t). Both (B, C, H, W),
-    float64. Every row costs 2 NFE, so that shapes do not depend on what was drawn.
+    Terminal rows, which would land on 0, are Euler steps: D(x_t; sigma_t). Every row costs 2 NFE,
+    so that shapes do not depend on what was drawn.
     """
-    sigma_t = _per_image(edges.sigma_t)
+    sigma_t = per_image(edges.sigma_t)
     safe = torch.where(edges.terminal, edges.sigma_t, edges.sigma_s)  # no 0/0 on terminal rows
     D_t = teacher(x_t, edges.sigma_t, labels).to(x_t)
     slope = (x_t - D_t) / sigma_t
-    x_next = x_t + (_per_image(safe) - sigma_t) * slope
+    x_next = x_t + (per_image(safe) - sigma_t) * slope
     D_next = teacher(x_next, safe, labels).to(x_t)
-    slope_next = (x_next - D_next) / _per_image(safe)
-    x_s = x_t + (_per_image(safe) - sigma_t) * (slope + slope_next) / 2
-    return torch.where(_per_image(edges.terminal), D_t, x_s), D_t
+    slope_next = (x_next - D_next) / per_image(safe)
+    x_s = x_t + (per_image(safe) - sigma_t) * (slope + slope_next) / 2
+    return torch.where(per_image(edges.terminal), D_t, x_s)
 
 
 def reference_point(
@@ -102,12 +102,12 @@ def reference_point(
     already. Terminal edges end at the clean image y, or at the teacher's answer where y is None.
     """
     pushed = ddim_step(
-        x_s, D_s.to(x_s), _per_image(edges.sigma_s.clamp(min=1e-12)), _per_image(edges.sigma_b)
+        x_s, D_s.to(x_s), per_image(edges.sigma_s.clamp(min=1e-12)), per_image(edges.sigma_b)
     )
     general = ~(edges.snap | edges.terminal)
-    x_ref = torch.where(_per_image(general), pushed, x_s)
+    x_ref = torch.where(per_image(general), pushed, x_s)
     if y is not None:
-        x_ref = torch.where(_per_image(edges.terminal), y.to(x_s), x_ref)
+        x_ref = torch.where(per_image(edges.terminal), y.to(x_s), x_ref)
     return x_ref, torch.where(edges.terminal, 0.0, edges.sigma_b)
 
 
@@ -115,7 +115,7 @@ def consistency_loss(
     D_t: Tensor, target: Tensor, sigma_t: Tensor, kind: str, weight: str, sigma_data: float
 ) -> Tensor:
     """Weighted distance of each image, summed over its elements, (B,), float32."""
-    w = _per_image(loss_weight(weight, sigma_t.to(torch.float32), sigma_data))
+    w = per_image(loss_weight(weight, sigma_t.to(torch.float32), sigma_data))
     return (w * distance(kind, D_t - target)).flatten(1).sum(dim=1)
 
 
@@ -148,28 +148,56 @@ class Consistency:
             self.grids[edges] = Grid.build(self.student_sigmas, edges, s.edges, anchor, rho)
         return self.grids[edges]
 
-    def loss(self, phase: str, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss of a micro-batch, and values to log, whose mean counts."""
+    def loss(self, phase: str, batch: Batch) -> tuple[Tensor, dict[str, Logged]]:
+        """Mean loss of a micro-batch, and what to log."""
         grid = self.grid(batch.kimg)
-        drawn = grid.draw(len(batch.images), batch.cpu_generator)
-        edges = grid.to(drawn, batch.images.device)
-        loss = self.edge_loss(batch.images, batch.labels, edges, batch.normal_like(batch.images))
-        general = ~(edges.snap | edges.terminal)
-        kinds = {"general": general, "snap": edges.snap, "terminal": edges.terminal}
-        logs = {f"loss_{k}": loss.detach()[mask] for k, mask in kinds.items()}
-        return loss.mean(), {"loss": loss.detach(), **logs}
+        edges = grid.draw(len(batch.images), batch.cpu_generator).to(batch.images.device)
+        n = batch.normal_like(batch.images)
+        loss, error = self.edge_loss(batch.images, batch.labels, edges, n)
+        return loss.mean(), self.diagnostics(loss.detach(), error, edges)
 
-    def edge_loss(self, y: Tensor, labels: Tensor, edges: Edges, n: Tensor) -> Tensor:
-        """Loss of each image on its edge, (B,)."""
+    def forwards(self, encoder: float) -> float:
+        """What an image costs, in forward passes of the network; backward counts two."""
+        return 6.0  # the teacher's hop 2, the student 1 + 2, its target 1
+
+    def diagnostics(self, loss: Tensor, error: Tensor, edges: Edges) -> dict[str, Logged]:
+        """Where on the grid the loss comes from.
+
+        The gain is how much an error of the reference point is amplified in the target; the
+        gradient share of a kind of edge is its part of the sum of weight * error^2.
+        """
+        weight = loss_weight(self.settings.weight, edges.sigma_t, self.student.sigma_data)
+        gain = 1 / (1 - edges.sigma_b / edges.sigma_t)
+        pull = weight * error.double() ** 2
+        logs = {"loss": mean_of(loss), **by_sigma("loss", loss, edges.sigma_t)}
+        logs["segment/loss"] = by_group(loss, edges.segment, self.settings.steps)
+        kinds = {
+            "general": ~(edges.snap | edges.terminal),
+            "snap": edges.snap,
+            "terminal": edges.terminal,
+        }
+        for kind, mask in kinds.items():
+            logs[f"edge/share_{kind}"] = mean_of(mask)
+            logs[f"edge/loss_{kind}"] = mean_of(loss, mask)
+            logs[f"edge/error_{kind}"] = mean_of(error, mask)
+            logs[f"edge/gain_{kind}"] = mean_of(gain, mask)
+            logs[f"edge/gradient_share_{kind}"] = (pull * mask).sum(), pull.sum()
+        return logs
+
+    def edge_loss(
+        self, y: Tensor, labels: Tensor, edges: Edges, n: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of each image on its edge, and its Euclidean distance from the target, both (B,)."""
         s = self.settings
-        x_t = y.to(torch.float64) + _per_image(edges.sigma_t) * n.to(torch.float64)
+        x_t = y.to(torch.float64) + per_image(edges.sigma_t) * n.to(torch.float64)
         with torch.no_grad():
-            x_s, _ = teacher_hop(self.teacher, x_t, edges, labels)
+            x_s = teacher_hop(self.teacher, x_t, edges, labels)
         state = _rng_state(y.device)
         D_t = self.student(x_t, edges.sigma_t, labels)
         target = self.target(x_t, x_s, y, labels, edges, state)
         sigma_data = self.student.sigma_data
-        return consistency_loss(D_t, target, edges.sigma_t, s.distance, s.weight, sigma_data)
+        loss = consistency_loss(D_t, target, edges.sigma_t, s.distance, s.weight, sigma_data)
+        return loss, (D_t.detach() - target).flatten(1).norm(dim=1)
 
     @torch.no_grad()
     def target(
@@ -181,7 +209,7 @@ class Consistency:
         state was `state`; without it the student answers without dropout.
         """
         general = ~(edges.snap | edges.terminal)
-        x = torch.where(_per_image(general), x_s, x_t)
+        x = torch.where(per_image(general), x_s, x_t)
         sigma = torch.where(general, edges.sigma_s, edges.sigma_t)
         if self.settings.sync_dropout:
             with _replayed_rng(state, y.device):
@@ -192,12 +220,8 @@ class Consistency:
             self.student.train(was_training)
         clean = None if self.settings.terminal_teacher_hop else y
         x_ref, sigma_ref = reference_point(x_s, D_s, clean, edges)
-        inverse = inverse_ddim(x_t, x_ref, _per_image(edges.sigma_t), _per_image(sigma_ref))
+        inverse = inverse_ddim(x_t, x_ref, per_image(edges.sigma_t), per_image(sigma_ref))
         return inverse.to(torch.float32)
-
-
-def _per_image(values: Tensor) -> Tensor:
-    return values.reshape(-1, 1, 1, 1)
 
 
 def _rng_state(device: torch.device) -> Tensor:

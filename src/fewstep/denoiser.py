@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.noise import per_image
 from fewstep.unet import UNet
 
 ConditionalDenoise = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -27,7 +28,7 @@ class Denoiser(nn.Module):
     def precondition(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x and sigma in float32, (B, C, H, W) and (B, 1, 1, 1); and c_in, (B, 1, 1, 1)."""
         x = x.to(torch.float32)
-        sigma = sigma.to(x).reshape(-1, 1, 1, 1).expand(len(x), 1, 1, 1)
+        sigma = per_image(sigma.to(x)).expand(len(x), 1, 1, 1)
         return x, sigma, 1 / (sigma**2 + self.sigma_data**2).sqrt()
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:

@@ -1,12 +1,18 @@
-"""Processes and devices: joining torchrun's group, and the few collectives that training needs."""
+"""Processes and devices: joining the others, and the few collectives that training needs."""
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T", range, np.ndarray)
+
+BUCKET_MB = 100
 
 
 @dataclass(frozen=True)
@@ -46,25 +52,60 @@ def start(device: str) -> Rank:
     return Rank(index, world, place)
 
 
-def average_gradients(parameters: Iterable[Tensor], rank: Rank) -> None:
-    """Replace each gradient by its mean over ranks, in one flat all-reduce."""
+def over_ranks(module: nn.Module, rank: Rank) -> nn.Module:
+    """The module with gradients averaged over ranks in its backward pass, in large buckets."""
     if rank.world == 1:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
-    flat /= rank.world
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+        return module
+    return DistributedDataParallel(
+        module,
+        device_ids=[rank.device] if rank.device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        bucket_cap_mb=BUCKET_MB,
+    )
 
 
-def any_rank(flag: bool, rank: Rank) -> bool:
-    """Whether any rank raised the flag; every rank gets the same answer."""
-    if rank.world == 1:
-        return flag
-    value = torch.tensor([float(flag)], device=rank.device)
-    dist.all_reduce(value)
-    return bool(value.item())
+def sum_over_ranks(values: Tensor, rank: Rank) -> Tensor:
+    """Elementwise sum; every rank gets the same."""
+    if rank.world > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def gather(value: Any, rank: Rank) -> list[Any]:  # noqa: ANN401
+    """One value of each rank, in their order, on every rank; anything that can be pickled."""
+    values = [value] * rank.world
+    if rank.world > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def share(items: T, rank: Rank) -> T:
+    """This rank's part of the items: neighbours, sizes equal but for one."""
+    bounds = [len(items) * r // rank.world for r in (rank.index, rank.index + 1)]
+    return items[bounds[0] : bounds[1]]
+
+
+class AnyRank:
+    """Whether some rank raised its flag, one call late: so no rank waits for another's step.
+
+    The flags travel between CPUs, hence no GPU waits either.
+    """
+
+    def __init__(self, rank: Rank) -> None:
+        self.group = dist.new_group(backend="gloo") if rank.world > 1 else None
+        self.flag, self.pending = torch.zeros(1), None
+
+    def __call__(self, flag: bool) -> bool:
+        """Raise the flag or not; every rank calls this equally often and gets the same answer."""
+        if self.group is None:
+            return flag
+        if self.pending is not None:
+            self.pending.wait()
+        raised = bool(self.flag)
+        self.flag = torch.tensor([float(flag)])
+        self.pending = dist.all_reduce(self.flag, group=self.group, async_op=True)
+        return raised
 
 
 def barrier(rank: Rank) -> None:

@@ -18,7 +18,8 @@ from fewstep.losses import (
     gan_critic_loss,
     gan_student_loss,
 )
-from fewstep.noise import karras_sigmas
+from fewstep.meter import Logged, by_group, by_sigma, mean_of
+from fewstep.noise import karras_sigmas, per_image
 from fewstep.params import Dmd2Settings
 from fewstep.params import Noise as NoiseParams
 
@@ -54,14 +55,14 @@ class Discriminator(nn.Sequential):
 
 
 class Critic(nn.Module):
-    """Fake score and discriminator, trained by one optimiser."""
+    """Fake score and, where there is an adversarial loss, discriminator, trained together."""
 
-    def __init__(self, fake_score: Denoiser, channels: int, groups: int = 32) -> None:
+    def __init__(self, fake_score: Denoiser, discriminator: Discriminator | None = None) -> None:
         super().__init__()
-        self.fake_score = fake_score
-        self.discriminator = Discriminator(channels, groups)
+        self.fake_score, self.discriminator = fake_score, discriminator
 
     def logits(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        assert self.discriminator is not None, "logits need a discriminator"
         return self.discriminator(self.fake_score.bottleneck(x, sigma, labels))
 
 
@@ -110,12 +111,23 @@ class Dmd2:
     def phases(self, iteration: int) -> tuple[str, ...]:
         return ("student", "critic") if iteration % self.settings.update_ratio == 0 else ("critic",)
 
-    def loss(self, phase: str, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss of a micro-batch for the network of that phase, and values to log."""
+    def forwards(self, encoder: float) -> float:
+        """What an image costs on average, in forward passes of the network; backward counts two.
+
+        `encoder` is the share of the encoder, which is all that the discriminator needs.
+        """
+        s = self.settings
+        simulated = (s.steps - 1) / 2 if s.backward_simulation else 0.0
+        critic = 3 + (6 * encoder if s.gan_critic_weight else 0.0)
+        student = 2 + 2 + (2 * encoder if s.gan_student_weight else 0.0)  # backward, two scores
+        return 1 + simulated + critic + student / s.update_ratio
+
+    def loss(self, phase: str, batch: Batch) -> tuple[Tensor, dict[str, Logged]]:
+        """Mean loss of a micro-batch for the network of that phase, and what to log."""
         return self.student_loss(batch) if phase == "student" else self.critic_loss(batch)
 
-    def generate(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The student's images (B, C, H, W) for one step of its sampler, and their labels.
+    def generate(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The student's images (B, C, H, W) for one step of its sampler, labels, step numbers (B,).
 
         Its input is pure noise at the first step; later steps start from its own images (backward
         simulation) or from real ones, noised. The step is shared by all ranks under backward
@@ -138,22 +150,27 @@ class Dmd2:
             draw = lambda: batch.normal_like(z)  # noqa: E731
             clean = backward_simulation(self.student, self.steps, stop, labels, draw)
         sigma = self.steps[k]
-        clean = torch.where((k == 0).reshape(-1, 1, 1, 1), 0.0, clean)
-        return self.student(clean + sigma.reshape(-1, 1, 1, 1) * z, sigma, labels), labels
+        clean = torch.where(per_image(k == 0), 0.0, clean)
+        return self.student(clean + per_image(sigma) * z, sigma, labels), labels, k
 
-    def student_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def student_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Logged]]:
         s = self.settings
-        x, labels = self.generate(batch)
-        batch.memory = {"x": x.detach(), "labels": labels}
+        x, labels, k = self.generate(batch)
+        batch.memory = {"x": x.detach(), "labels": labels, "k": k}
         low, high = (int(share * s.noise_levels) for share in s.dm_levels)
         t = batch.uniform_ints(low, min(high + 1, s.noise_levels))
         loss, direction = self.matching_loss(x, labels, t, batch.normal_like(x))
-        logs = {"loss_dm": loss.detach(), "dm_direction_norm": direction.flatten(1).norm(dim=1)}
+        each = direction.flatten(1).square().mean(dim=1) / 2
+        logs = {
+            "loss_dm": mean_of(loss),
+            "dm_direction_norm": mean_of(direction.flatten(1).norm(dim=1)),
+            **self.by_step("loss_dm", each, k),
+            **by_sigma("loss_dm", each, self.levels[t]),
+        }
         if s.gan_student_weight:
-            logits = self.logits(x, labels, batch)
-            gan = gan_student_loss(logits)
+            gan = gan_student_loss(self.logits(x, labels, batch))
             loss = loss + s.gan_student_weight * gan
-            logs["loss_gan_student"] = gan.detach()
+            logs["loss_gan_student"] = mean_of(gan)
         return loss, logs
 
     def matching_loss(
@@ -162,40 +179,48 @@ class Dmd2:
         """Distribution matching at noise levels t (B,) with noise n: loss and direction."""
         sigma = self.levels[t]
         with torch.no_grad():
-            x_t = x + sigma.reshape(-1, 1, 1, 1) * n
+            x_t = x + per_image(sigma) * n
             D_teacher = self.teacher(x_t, sigma, labels)
             D_fake = self.critic.fake_score(x_t, sigma, labels)
         return distribution_matching(x, D_teacher, D_fake, self.settings.dm_epsilon)
 
-    def critic_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def critic_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Logged]]:
         s = self.settings
         if not batch.memory:
             with torch.no_grad():
-                x, labels = self.generate(batch)
-            batch.memory = {"x": x, "labels": labels}
-        x, labels = batch.memory["x"], batch.memory["labels"]
+                x, labels, k = self.generate(batch)
+            batch.memory = {"x": x, "labels": labels, "k": k}
+        x, labels, k = (batch.memory[name] for name in ("x", "labels", "k"))
         sigma = self.levels[batch.uniform_ints(0, s.noise_levels)]
-        D_x = self.critic.fake_score(
-            x + sigma.reshape(-1, 1, 1, 1) * batch.normal_like(x), sigma, labels
-        )
-        loss = fake_score_loss(D_x, x, sigma, self.student.sigma_data)
-        logs = {"loss_fake": loss.detach()}
+        D_x = self.critic.fake_score(x + per_image(sigma) * batch.normal_like(x), sigma, labels)
+        each = fake_score_loss(D_x, x, sigma, self.student.sigma_data)
+        loss = each.mean()
+        logs = {
+            "loss_fake": mean_of(loss),
+            **self.by_step("loss_fake", each, k),
+            **by_sigma("loss_fake", each, sigma),
+        }
         if s.gan_critic_weight:
             fake = self.logits(x, labels, batch)
             real = self.logits(batch.images, batch.labels, batch)
             gan = gan_critic_loss(fake, real)
             loss = loss + s.gan_critic_weight * gan
             logs |= {
-                "loss_gan_critic": gan.detach(),
-                "realism_real": real.detach().sigmoid(),
-                "realism_fake": fake.detach().sigmoid(),
+                "loss_gan_critic": mean_of(gan),
+                "realism_real": mean_of(real.sigmoid()),
+                "realism_fake": mean_of(fake.sigmoid()),
             }
         return loss, logs
+
+    def by_step(self, name: str, values: Tensor, k: Tensor) -> dict[str, Logged]:
+        """Means of the values (B,) by the step k (B,) that made the images."""
+        steps = self.settings.steps
+        return {f"step/{name}": by_group(values, k, steps)} if steps > 1 else {}
 
     def logits(self, x: Tensor, labels: Tensor, batch: Batch) -> Tensor:
         """The discriminator's answer (B, 1) to x, noised when `gan_levels` is above 0."""
         sigma = self.levels[:1].expand(len(x))
         if self.settings.gan_levels:
             sigma = self.levels[batch.uniform_ints(0, self.settings.gan_levels)]
-            x = x + sigma.reshape(-1, 1, 1, 1) * batch.normal_like(x)
+            x = x + per_image(sigma) * batch.normal_like(x)
         return self.critic.logits(x, sigma, labels)

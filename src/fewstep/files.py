@@ -43,6 +43,19 @@ def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
         raise
 
 
+def replace_folder(source: Path, target: Path) -> None:
+    """Put a copy of the folder `source`, or an empty folder, in the place of `target`."""
+    half = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        half.mkdir(parents=True)
+        if source.is_dir():
+            shutil.copytree(source, half, dirs_exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        half.rename(target)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether `error` says that the disk, the quota or the file size limit is reached.
 
@@ -94,11 +107,6 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     """sha256 of the file's bytes, 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sha256_short(path: str | os.PathLike[str], digits: int = 12) -> str:
-    """The first `digits` hex digits of `sha256_file`, for tables and file names."""
-    return sha256_file(path)[:digits]
 
 
 def _is_full(temporary: Path) -> bool:

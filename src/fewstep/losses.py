@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewstep.noise import per_image
+
 DISTANCES = ("huber", "l2", "l2_root", "pseudo_huber")
 WEIGHTS = (
     "edm",
@@ -20,7 +22,7 @@ WEIGHTS = (
 
 def denoising_loss(D_x: Tensor, y: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
     """EDM's loss lambda(sigma) (D_x - y)^2, elementwise; sigma is (B,) (EDM, Table 1)."""
-    return loss_weight("edm", sigma, sigma_data).reshape(-1, 1, 1, 1) * (D_x - y) ** 2
+    return per_image(loss_weight("edm", sigma, sigma_data)) * (D_x - y) ** 2
 
 
 def loss_weight(kind: str, sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
@@ -87,9 +89,12 @@ def distribution_matching(
 
 
 def fake_score_loss(D_x: Tensor, x: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
-    """Denoising loss of the fake score on generated images: weight 1/sigma^2 + 1/sigma_data^2."""
-    weight = (sigma**-2 + 1 / sigma_data**2).reshape(-1, 1, 1, 1)
-    return (weight * (D_x - x) ** 2).mean()
+    """Denoising loss of the fake score on generated images, the mean of each image, (B,).
+
+    The weight is 1/sigma^2 + 1/sigma_data^2.
+    """
+    weight = per_image(sigma**-2 + 1 / sigma_data**2)
+    return (weight * (D_x - x) ** 2).flatten(1).mean(dim=1)
 
 
 def gan_student_loss(logits_fake: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Denoisers as files: build one from params, save it as safetensors + JSON, load it strictly."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,19 @@ def build_denoiser(params: Params, dropout: float = 0.0, label_dropout: float = 
     return Denoiser(unet, n.sigma_data, params.precision)
 
 
-def save_model(folder: Path, weights: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Write model.safetensors, with `about` inside, and model.json, which shows it to people."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save_weights(file: Path, weights: Mapping[str, Tensor], about: dict[str, Any]) -> None:
+    """Write weights as float32 safetensors with `about` inside, atomically."""
     tensors = {
         name: w.detach().to("cpu", torch.float32).contiguous() for name, w in weights.items()
     }
-    with atomic_path(folder / "model.safetensors") as path:
+    with atomic_path(file) as path:
         # one metadata key: safetensors writes several in random order
         save_file(tensors, path, {"fewstep": json.dumps(about)})
+
+
+def save_model(folder: Path, weights: Mapping[str, Tensor], about: dict[str, Any]) -> None:
+    """Write model.safetensors, and model.json, which shows to people what is said in it."""
+    save_weights(folder / "model.safetensors", weights, about)
     write_json(folder / "model.json", about)
 
 

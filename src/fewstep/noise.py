@@ -29,6 +29,11 @@ def karras_sigmas(
     return sigmas
 
 
+def per_image(values: Tensor) -> Tensor:
+    """Numbers (B,), or one number, as a column (B, 1, 1, 1) beside images."""
+    return values.reshape(-1, 1, 1, 1)
+
+
 def with_zero(sigmas: Tensor) -> Tensor:
     """The grid (n,) with the clean image, sigma = 0, as its last node: (n + 1,)."""
     return torch.cat([sigmas, sigmas.new_zeros(1)])

@@ -67,6 +67,36 @@ class Ema:
 
 
 @dataclass(frozen=True)
+class Phema:
+    """Power-function averages kept beside the saved one, for `fewstep phema`."""
+
+    stds: tuple[float, ...]
+    snapshot_kimg: float
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """How the teacher is sampled for the validation's first value."""
+
+    sampler: Literal["heun", "euler", "ddim"]
+    steps: int
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Scoring of the averaged student while it trains."""
+
+    every_kimg: float
+    images: int
+    first_seed: int
+    reference_images: int
+    sampler: Literal["heun", "euler", "ddim", "renoise"]
+    steps: int
+    guidance_scale: float
+    teacher: Baseline | None = None
+
+
+@dataclass(frozen=True)
 class DenoisingSettings:
     P_mean: float
     P_std: float
@@ -126,14 +156,19 @@ class Student:
     lr: float
     lr_warmup_kimg: float
     lr_schedule: Literal["constant", "linear", "cosine"]
+    optimizer: Literal["adamw", "adam", "radam"]
     betas: tuple[float, float]
     weight_decay: float
     grad_clip: float
+    max_nonfinite: int
     dropout: float
     ema: Ema
     checkpoint_kimg: float
+    keep_checkpoints: int
     settings: DenoisingSettings | ConsistencySettings | Dmd2Settings
     init_from: str | None = None
+    phema: Phema | None = None
+    validation: Validation | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +178,14 @@ class Teacher:
     url: str | None = None
     sha256: str | None = None
     train: Student | None = None
+
+
+@dataclass(frozen=True)
+class Download:
+    """Someone else's network of the same architecture, to start from or to measure."""
+
+    url: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -179,6 +222,21 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class Wandb:
+    mode: Literal["disabled", "offline", "online"]
+    project: str
+    entity: str | None = None
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where a training is shown beside its log; no result depends on it."""
+
+    dvclive: bool
+    wandb: Wandb
+
+
+@dataclass(frozen=True)
 class Params:
     seed: int
     device: Literal["auto", "cpu", "cuda"]
@@ -187,14 +245,16 @@ class Params:
     network: Network
     noise: Noise
     teacher: Teacher
+    imports: Mapping[str, Download]
     students: Mapping[str, Student]
     generate: Generate
     rows: Mapping[str, Row]
     metric: Metric
+    tracking: Tracking
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars that `load_params` would read back as these params."""
-        return _plain(self)
+        return plain(self)
 
 
 SETTINGS = {
@@ -230,18 +290,19 @@ def digest(obj: object) -> str:
 
     An optional field that is None counts as absent, so a new one changes no old digest.
     """
-    text = json.dumps(_plain(obj), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(plain(obj), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _plain(obj: Any) -> Any:  # noqa: ANN401
+def plain(obj: Any) -> Any:  # noqa: ANN401
+    """Dataclasses, mappings and sequences as dicts and lists; optional fields that are None go."""
     if is_dataclass(obj):
         pairs = ((f.name, getattr(obj, f.name)) for f in fields(obj))
-        return {name: _plain(value) for name, value in pairs if value is not None}
+        return {name: plain(value) for name, value in pairs if value is not None}
     if isinstance(obj, Mapping):
-        return {name: _plain(value) for name, value in obj.items()}
+        return {name: plain(value) for name, value in obj.items()}
     if isinstance(obj, list | tuple):
-        return [_plain(value) for value in obj]
+        return [plain(value) for value in obj]
     return obj
 
 
@@ -500,12 +561,15 @@ def _cross_check(raw: dict[str, Any], report: _Report) -> None:
     students = {k: v for k, v in raw["students"].items() if report.sound("students", k)}
     for name, student in students.items():
         _check_student(student, ("students", name), report)
-    names = ["teacher", *map(str, raw["students"])]
+    imports = raw["imports"] if report.sound("imports") else {}
+    names = ["teacher", *map(str, raw["students"]), *map(str, imports)]
+    for name in set(imports) & set(raw["students"]):
+        report.conflict(("imports", name), f"need another name than the student's, got {name}")
     init_from = {name: student["init_from"] for name, student in students.items()}
     for name, model in init_from.items():
         if model not in names:
             hint = _did_you_mean(model, [other for other in names if other != name])
-            message = f"need teacher or another student, got {_show(model)}{hint}"
+            message = f"need teacher, another student or an import, got {_show(model)}{hint}"
             report.conflict(("students", name, "init_from"), message)
     for cycle in _cycles(init_from):
         message = f"need init_from without a cycle, got {' from '.join([*cycle, cycle[0]])}"
@@ -537,11 +601,14 @@ def _check_student(student: dict[str, Any], path: KeyPath, report: _Report) -> N
         if (gan := settings["gan_levels"]) > (levels := settings["noise_levels"]):
             message = f"need gan_levels <= noise_levels, got {gan} and {levels}"
             report.conflict((*path, "settings", "gan_levels"), message)
+        if settings["gan_student_weight"] and not settings["gan_critic_weight"]:
+            message = "need gan_critic_weight > 0 beside a gan_student_weight > 0, got 0"
+            report.conflict((*path, "settings", "gan_critic_weight"), message)
 
 
 def _check_row(row: dict[str, Any], path: KeyPath, names: list[str], report: _Report) -> None:
     if (model := row["model"]) not in names:
-        known = f"teacher or a student ({', '.join(names[1:])})" if names[1:] else "teacher"
+        known = f"teacher or one of {', '.join(names[1:])}" if names[1:] else "teacher"
         message = f"need {known}, got {_show(model)}{_did_you_mean(model, names)}"
         report.conflict((*path, "model"), message)
     if "churn" in row and row["churn"]["S_min"] > row["churn"]["S_max"]:
@@ -566,7 +633,7 @@ def _ungrounded_guidance(params: Params) -> Iterator[str]:
     """Guidance needs an unconditional branch; only label dropout trains one."""
     trained = {"teacher": params.teacher.train, **params.students}
     for name, row in params.rows.items():
-        model = trained[row.model]
+        model = trained.get(row.model)
         if row.guidance_scale == 1 or model is None:  # nobody knows how a download was trained
             continue
         if isinstance(model.settings, ConsistencySettings) or model.settings.label_dropout == 0:

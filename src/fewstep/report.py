@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.files import atomic_path, write_json
+from fewstep.tracking import TIMED, Log
 
 if TYPE_CHECKING:  # matplotlib takes a second to import: only the figures pay for it
     from matplotlib.axes import Axes
@@ -225,7 +226,7 @@ def sample_grid(
 
     resolution = next(iter(samples.values())).shape[-1]
     scale = max(1, round(48 / resolution))
-    panels = [_tile(images[:shown], columns, scale) for images in samples.values()]
+    panels = [tile(images[:shown], columns, scale) for images in samples.values()]
     height, width = panels[0].shape[:2]
     across = min(panels_across, len(panels))
     margin, gutter, head, label = 28, 28, 44 if title else 8, 46
@@ -251,20 +252,19 @@ def sample_grid(
 
 
 def loss_curves(logs: Mapping[str, str | os.PathLike[str]], path: str | os.PathLike[str]) -> None:
-    """Write one PNG: a line of panels for every student, a panel for every loss it logs.
+    """Write one PNG: a line of panels for every student, a panel for every loss and score it logs.
 
     The logged values are faint, their running mean over a thirtieth of the run is dark.
 
     Args:
-        logs: log.csv by student, with the columns of `CLOCK` and one for every loss; an empty
-            cell is a loss that was not computed at that time.
+        logs: log.jsonl by student. Names with a slash, which break a loss down, are not drawn.
 
     Raises:
-        ValueError: no logs, or a log without the column kimg.
+        ValueError: no logs, or a line that is no row of a log.
     """
     if not logs:
         raise ValueError("need the log of at least 1 student, got 0 (params.yaml: students)")
-    losses = {student: read_log(log) for student, log in logs.items()}
+    losses = {student: _main_curves(read_log(log)) for student, log in logs.items()}
     across = max(1, *(len(curves) for curves in losses.values()))
     panel_width, panel_height = 340, 240
     figure = _figure(max(across, 2) * panel_width, len(losses) * panel_height)
@@ -276,38 +276,35 @@ def loss_curves(logs: Mapping[str, str | os.PathLike[str]], path: str | os.PathL
             axes[line], PALETTE * 9, curves.items(), strict=False
         ):
             _curve(axis, kimg, values, color)
-            axis.set_title(loss.replace("_", " "), loc="right", fontsize=9, color=MUTED)
+            axis.set_title(
+                loss.removeprefix("validation/").replace("_", " "),
+                loc="right",
+                fontsize=9,
+                color=MUTED,
+            )
         axes[line][0].set_title(student, loc="left", fontsize=10.5, color=INK, weight="bold")
     figure.tight_layout(pad=1.2, w_pad=1.6, h_pad=1.6)
     _save(figure, path)
 
 
-CLOCK = frozenset({"nimg", "kimg", "lr", "seconds", "images_per_second"})
+CLOCK = frozenset({"nimg", "kimg", "lr", "nonfinite_gradients", *TIMED})
 
 
 def read_log(
     path: str | os.PathLike[str],
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """The losses in a log.csv: {loss: (kimg, value)}, both of shape (T,), empty cells dropped.
+    """The curves in a log.jsonl: {name: (kimg, value)}, both of shape (T,), where it has numbers.
 
     Raises:
-        ValueError: no column kimg, or a cell that is no number.
+        ValueError: a line that is no row of a log.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        names = [name for name in reader.fieldnames or [] if name not in CLOCK]
-        lines = list(reader)
-    if "kimg" not in (reader.fieldnames or []):
-        raise ValueError(f"need a column kimg in {path}, got {reader.fieldnames}")
-    curves: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
-    for name in names:
-        try:
-            points = [(float(line["kimg"]), float(line[name])) for line in lines if line[name]]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"need numbers in column {name} of {path}, got: {error}") from error
-        kimg, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
-        curves[name] = (kimg, values)
-    return curves
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in Log(Path(path)).rows():
+        for name, value in row.items():
+            if name not in CLOCK and isinstance(value, int | float):
+                points.setdefault(name, []).append((row["nimg"] / 1000, value))
+    curves = {name: np.array(found, np.float64).T for name, found in points.items()}
+    return {name: (kimg, values) for name, (kimg, values) in curves.items()}
 
 
 def smoothed(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
@@ -315,6 +312,11 @@ def smoothed(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
     kernel = np.ones(min(window, len(values)) or 1)
     total = np.convolve(values, kernel, mode="same")
     return total / np.convolve(np.ones(len(values)), kernel, mode="same")
+
+
+def _main_curves(curves: Mapping[str, Any]) -> dict[str, Any]:
+    main = (name for name in curves if "/" not in name or name.startswith("validation/"))
+    return {name: curves[name] for name in main}
 
 
 def _curve(
@@ -345,7 +347,7 @@ def _log_scale(axis: "Axes") -> None:
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _tile(images: NDArray[np.uint8], columns: int, scale: int) -> NDArray[np.uint8]:
+def tile(images: NDArray[np.uint8], columns: int, scale: int) -> NDArray[np.uint8]:
     """(N, C, H, W) -> one RGB picture of tiles, `scale` times upscaled, with 2 pixels between."""
     count, channels, height, width = images.shape
     big = images.repeat(scale, axis=2).repeat(scale, axis=3).transpose(0, 2, 3, 1)

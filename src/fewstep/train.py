@@ -5,77 +5,55 @@ micro-batches of batch_gpu images; all that is random in one follows from (seed,
 image), so a resumed run draws what an uninterrupted one would have drawn, on any number of ranks.
 """
 
-import csv
-import hashlib
-import math
+import resource
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from copy import deepcopy
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from fewstep import ema
+from fewstep.averages import SNAPSHOTS, Averages
 from fewstep.batch import Batch
 from fewstep.checkpoint import SCRATCH, Checkpoints
-from fewstep.consistency import Consistency
 from fewstep.data.batches import batch_indices
 from fewstep.data.lmdb import ImageDataset
-from fewstep.denoiser import Denoiser, one_hot
-from fewstep.denoising import Denoising
-from fewstep.distributed import Rank, any_rank, average_gradients, barrier
-from fewstep.dmd2 import Critic, Dmd2
-from fewstep.files import atomic_path, sha256_file
-from fewstep.models import MODELS, build_denoiser, load_model, save_model
-from fewstep.params import (
-    ConsistencySettings,
-    DenoisingSettings,
-    Dmd2Settings,
-    Params,
-    Student,
-    digest,
-)
+from fewstep.denoiser import one_hot
+from fewstep.distributed import AnyRank, Rank, barrier, gather, over_ranks
+from fewstep.evaluate import Validator
+from fewstep.files import atomic_path, replace_folder
+from fewstep.fingerprint import fingerprint
+from fewstep.flops import forward_flops, matmul_rate
+from fewstep.meter import Meter, readable
+from fewstep.methods import Method, Objective, build_method, student_block
+from fewstep.models import MODELS, save_model, save_weights
+from fewstep.optimizer import NonFinite, Updates, learning_rate_factor
+from fewstep.params import Params, Student, plain
 from fewstep.progress import progress
+from fewstep.report import tile
+from fewstep.tracking import Log, Tracker
 
 DATA = Path("artifacts/data.lmdb")
 LOG_ROWS = 200
-
-
-class Method(Protocol):
-    """What the loop asks of a method.
-
-    Attributes:
-        student: the network that is averaged and saved.
-        trained: the networks that have an optimiser, by the name of their phase.
-    """
-
-    student: Denoiser
-    trained: dict[str, nn.Module]
-
-    def phases(self, iteration: int) -> tuple[str, ...]:
-        """Which networks are updated in this iteration, in order."""
-        ...
-
-    def loss(self, phase: str, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss of a micro-batch for that phase, and values to log, whose mean counts."""
-        ...
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def train(name: str, params: Params, rank: Rank) -> None:
-    """Train `teacher` or a student and write artifacts/models/<name>.
+    """Train `teacher` or a student; write artifacts/models/<name> and artifacts/snapshots/<name>.
 
     Raises:
         ValueError: data or weights do not fit the params, or another process trains this model.
-        FloatingPointError: a loss or gradient is not finite.
-        SystemExit: a signal asked to stop; the state was saved.
+        FloatingPointError: too many gradients in a row were not finite.
+        OSError: a state could not be written.
+        SystemExit: a signal asked to stop; the state was saved. The code is 128 + its number.
     """
     block = student_block(name, params)
     dataset = ImageDataset(DATA, params.data.classes)
@@ -87,318 +65,280 @@ def train(name: str, params: Params, rank: Rank) -> None:
             f"need a number of processes that divides batch / batch_gpu = {rounds}, got "
             f"{rank.world}; {', '.join(map(str, fits))} would (params.yaml: students.{name}.batch)"
         )
-    checkpoints = Checkpoints(name, fingerprint(name, params, dataset))
-    with _lock(name, rank), _signals() as stop:
-        torch.manual_seed(params.seed)  # initial weights that come from no file
-        method, rates = build_method(name, params, rank.device)
-        run = Run(block, params, rank, dataset, method, rates, checkpoints)
+    with _lock(name, rank), _signals() as caught:
+        run = Run(name, block, params, rank, dataset)
         run.resume()
-        with progress(
-            round(block.kimg * 1000), f"train {name}", initial=run.nimg, silent=not rank.first
-        ) as bar:
-            while run.nimg < block.kimg * 1000:
+        some_rank = AnyRank(rank)
+        with progress(run.total, f"train {name}", initial=run.nimg, silent=not rank.first) as bar:
+            while run.nimg < run.total:
                 run.iterate()
                 bar.update(block.batch, run.latest)
-                if any_rank(bool(stop), rank):
-                    run.save_state()
-                    raise SystemExit(128 + (stop[0] if stop else signal.SIGTERM))
-        run.finish(name)
-
-
-def student_block(name: str, params: Params) -> Student:
-    """The params of what is trained under that name.
-
-    Raises:
-        ValueError: no such student, or a teacher that is downloaded.
-    """
-    block = params.teacher.train if name == "teacher" else params.students.get(name)
-    if block is None:
-        known = ", ".join(params.students)
-        raise ValueError(f"need a student of {known}, got {name!r} (params.yaml: students)")
-    return block
-
-
-def fingerprint(name: str, params: Params, dataset: ImageDataset) -> str:
-    """Hash of all that the training depends on: params, data, weights it starts from, code."""
-    block = student_block(name, params)
-    needed = {"teacher", block.init_from} - {None} if name != "teacher" else set()
-    code = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        if file.stem in CODE:
-            code.update(file.read_bytes())
-    return digest(
-        {
-            "student": block,
-            "network": params.network,
-            "noise": params.noise,
-            "precision": params.precision,
-            "seed": params.seed,
-            "data": dataset.content_sha256(),
-            "models": {n: sha256_file(MODELS / str(n) / "model.safetensors") for n in needed},
-            "code": code.hexdigest(),
-        }
-    )
-
-
-CODE = (
-    "batch",
-    "consistency",
-    "denoiser",
-    "denoising",
-    "dmd2",
-    "ema",
-    "losses",
-    "noise",
-    "solve",
-    "train",
-    "unet",
-)
-
-
-def build_method(
-    name: str, params: Params, device: torch.device
-) -> tuple[Method, dict[str, float]]:
-    """The method with its networks on the device, and the learning rate of each phase."""
-    block = student_block(name, params)
-    s = block.settings
-    own_drop = s.label_dropout if isinstance(s, Dmd2Settings) and not s.shared_label_drop else 0.0
-    student = build_denoiser(params, block.dropout, own_drop)
-    if isinstance(s, DenoisingSettings):
-        return Denoising(student.to(device), s), {"student": block.lr}
-    teacher, _ = load_model("teacher", params)
-    start, _ = load_model(block.init_from or "teacher", params)
-    student.load_state_dict(start.state_dict())
-    teacher, student = teacher.to(device), student.to(device)
-    if isinstance(s, ConsistencySettings):
-        return Consistency(student, teacher, s, params.noise), {"student": block.lr}
-    bottleneck = params.data.resolution >> (len(params.network.channel_mult) - 1)
-    if (s.gan_student_weight or s.gan_critic_weight) and bottleneck != 8:
-        raise ValueError(
-            f"need an 8x8 bottleneck for the discriminator, got {bottleneck}x{bottleneck} (params."
-            f"yaml: network.channel_mult; or students.{name}.settings.gan_*_weight: 0.0)"
-        )
-    fake_score = deepcopy(student)
-    fake_score.load_state_dict(teacher.state_dict())
-    teacher.model.label_dropout = own_drop
-    channels = params.network.model_channels * params.network.channel_mult[-1]
-    critic = Critic(fake_score, channels, s.gan_groups).to(device)
-    rates = {"student": block.lr, "critic": s.fake_score_lr}
-    return Dmd2(student, teacher, critic, s, params.noise), rates
-
-
-def learning_rate_factor(block: Student, nimg: int) -> float:
-    """Share of the learning rate after nimg images: linear warm-up, then the schedule to 0."""
-    warmup, total = block.lr_warmup_kimg * 1000, block.kimg * 1000
-    if nimg < warmup:
-        return nimg / warmup
-    left = (total - nimg) / max(total - warmup, 1)
-    shapes = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}
-    return shapes[block.lr_schedule]
+                if some_rank(bool(caught)):
+                    run.stop()
+                    raise SystemExit(128 + (caught[0] if caught else signal.SIGTERM))
+        run.finish()
 
 
 class Run:
     """The state of one training, and what an iteration does to it."""
 
     def __init__(
-        self,
-        block: Student,
-        params: Params,
-        rank: Rank,
-        dataset: ImageDataset,
-        method: Method,
-        rates: dict[str, float],
-        checkpoints: Checkpoints,
+        self, name: str, block: Student, params: Params, rank: Rank, dataset: ImageDataset
     ) -> None:
-        self.block, self.params, self.rank = block, params, rank
-        self.dataset, self.method, self.checkpoints = dataset, method, checkpoints
-        for network in method.trained.values():
+        self.name, self.block, self.params, self.rank = name, block, params, rank
+        self.dataset, self.total = dataset, round(block.kimg * 1000)
+        self.fingerprint = fingerprint(name, block, params, dataset)
+        self.checkpoints = Checkpoints(name, self.fingerprint, block.keep_checkpoints)
+        self.snapshots = self.checkpoints.folder / "snapshots"
+        self.log = Log(self.checkpoints.folder / "log.jsonl")
+        torch.manual_seed(params.seed)  # initial weights that come from no file
+        self.method, rates = build_method(name, params, rank.device)
+        for network in self.method.trained.values():
             network.train()
-        self.average = deepcopy(method.student).requires_grad_(False)
-        self.optimizers = {
-            phase: torch.optim.AdamW(
-                network.parameters(),
-                lr=rates[phase],
-                betas=block.betas,
-                weight_decay=block.weight_decay,
-                fused=True,
-            )
-            for phase, network in method.trained.items()
+        self.updates = {
+            phase: Updates(network, block, rates[phase], params.precision, rank.device)
+            for phase, network in self.method.trained.items()
         }
-        self.rates = rates
-        self.modules: dict[str, nn.Module] = {**method.trained, "average": self.average}
-        self.nimg = 0
+        self.objectives = {
+            phase: over_ranks(Objective(self.method, phase), rank) for phase in self.updates
+        }
+        self.averages = Averages(self.method.student, block)
+        self.nonfinite = NonFinite(block.max_nonfinite, rank)
+        self.nimg, self.seconds = 0, 0.0
+        self.best: dict[str, Any] | None = None
         self.meter = Meter()
-        self.seconds = 0.0
-        self.started = time.monotonic()
         self.latest = ""
-        self.log = checkpoints.folder / "log.csv"
+        self.flops = image_flops(self.method, params)
+        self.peak = matmul_rate(rank.device, params.precision) * rank.world
+        self.tracker: Tracker | None = None
+        self.validator: Validator | None = None
+        self.started = self.row_at = time.monotonic()
+        self.row_nimg = 0
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        return {**self.method.trained, **self.averages.networks}
 
     def resume(self) -> None:
-        """Go on from the newest state, if there is one."""
-        about = self.checkpoints.restore(self.modules, self.optimizers)
-        if about is None:
+        """Go on from the newest state, if there is one.
+
+        Raises:
+            ValueError: not all ranks see the same states.
+        """
+        optimizers = {phase: u.optimizer for phase, u in self.updates.items()}
+        about = self.checkpoints.restore(self.modules, optimizers) or {}
+        if about:
+            self.nimg, self.seconds, self.best = about["nimg"], about["seconds"], about["best"]
+            self.nonfinite.total, self.nonfinite.in_a_row = about["nonfinite"]
+            for phase, state in about["scalers"].items():
+                self.updates[phase].scaler.load_state_dict(state)
             if self.rank.first:
-                self.log.unlink(missing_ok=True)
-            return
-        self.nimg, self.seconds = about["nimg"], about["seconds"]
-        self.meter.sums = {k: (s, n) for k, (s, n) in about["meter"].items()}
+                self.meter = Meter.restore(about["meter"], self.rank.device)
+                print(f"resuming at {self.nimg / 1000:.1f} kimg from {self.checkpoints.folder}")
+        if len(places := set(gather(self.nimg, self.rank))) > 1:
+            raise ValueError(
+                f"need {SCRATCH}/ on a file system that all nodes share: processes found states of "
+                f"nimg {', '.join(map(str, sorted(places)))}"
+            )
         if self.rank.first:
-            print(f"resuming at {self.nimg / 1000:.1f} kimg from {self.checkpoints.folder}")
-            _drop_rows_after(self.log, self.nimg)
+            self.log.rewind(self.nimg if about else -1)
+            config = {"fingerprint": self.fingerprint, **self.params.as_dict()}
+            self.tracker = Tracker(
+                self.log, self.name, self.params.tracking, config, about.get("wandb")
+            )
+        self.row_nimg = self.nimg
+        if not about:
+            self.score_teacher()
 
     def iterate(self) -> None:
-        """One iteration: each phase of the method, the average, the log, the state."""
+        """One iteration: each phase of the method, the averages, the log, the state."""
         block, nimg = self.block, self.nimg
         batches = list(self.micro_batches())
         for phase in self.method.phases(nimg // block.batch):
             self.update(phase, batches)
-        beta = self.average_beta()
-        ema.update_average(self.average.parameters(), self.method.student.parameters(), beta)
+        self.averages.update(self.method.student, nimg)
         self.nimg += block.batch
-        total = round(block.kimg * 1000)
-        if self.crossed(max(total // LOG_ROWS, 1)) or self.nimg >= total:
-            self.write_log()
-        if self.crossed(round(block.checkpoint_kimg * 1000)) and self.nimg < total:
+        done = self.nimg >= self.total
+        log = done or self.crossed(self.total / LOG_ROWS / 1000)
+        if log or self.nonfinite.due():
+            for event in self.nonfinite.check():
+                self.write(event)
+        if log:
+            self.write_row()
+        if block.phema and self.rank.first and (done or self.crossed(block.phema.snapshot_kimg)):
+            self.averages.snapshot(self.snapshots, self.nimg)
+        validate = block.validation and (done or self.crossed(block.validation.every_kimg))
+        improved = bool(validate) and self.score()
+        if not done and (improved or self.crossed(block.checkpoint_kimg)):
             self.save_state()
 
     def micro_batches(self) -> Iterator[Batch]:
         """This rank's share of the batch at nimg, on its device."""
-        block, seed = self.block, self.params.seed
+        block, seed, device = self.block, self.params.seed, self.rank.device
         for i in range(self.rank.index, block.batch // block.batch_gpu, self.rank.world):
             first = self.nimg + i * block.batch_gpu
             indices = batch_indices(first, block.batch_gpu, len(self.dataset), seed)
             pixels, labels = (torch.from_numpy(a) for a in self.dataset.read(indices))
-            images = pixels.to(self.rank.device).float() / 127.5 - 1
-            hot = one_hot(labels.to(self.rank.device), self.params.data.classes)
+            if device.type == "cuda":
+                pixels, labels = pixels.pin_memory(), labels.pin_memory()
+            images = pixels.to(device, non_blocking=True).float() / 127.5 - 1
+            hot = one_hot(labels.to(device, non_blocking=True), self.params.data.classes)
             yield Batch(images, hot, first, self.nimg, seed)
 
     def update(self, phase: str, batches: list[Batch]) -> None:
-        """One optimiser step of the network of that phase.
-
-        Raises:
-            FloatingPointError: the gradient is not finite; nothing was updated.
-        """
-        network, optimizer = self.method.trained[phase], self.optimizers[phase]
+        """One optimiser step of the network of that phase."""
         for other, module in self.method.trained.items():
             module.requires_grad_(other == phase)
-        optimizer.zero_grad(set_to_none=True)
-        losses = []
+        updates, objective, losses = self.updates[phase], self.objectives[phase], []
         for batch in batches:
             torch.manual_seed(batch.dropout_seed)
-            loss, values = self.method.loss(phase, batch)
-            (loss / len(batches)).backward()
+            last = batch is batches[-1]
+            with nullcontext() if last else _without_exchange(objective):
+                loss, values = objective(batch)
+                updates.backward(loss / len(batches))
             self.meter.add(values)
             losses.append(loss.detach())
-        average_gradients(network.parameters(), self.rank)
-        limit = self.block.grad_clip or math.inf
-        norm = nn.utils.clip_grad_norm_(network.parameters(), limit)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(
-                f"the {phase} gradient is {float(norm)} at nimg {self.nimg}, its loss "
-                f"{float(torch.stack(losses).mean())}; lower lr or raise precision (params.yaml)"
-            )
-        self.meter.add({f"grad_norm_{phase}": norm.detach()})
-        factor = learning_rate_factor(self.block, self.nimg)
-        for group in optimizer.param_groups:
-            group["lr"] = self.rates[phase] * factor
-        optimizer.step()
+        norm = updates.step(self.nimg)
+        self.meter.add({f"grad_norm_{phase}": (norm.double(), torch.ones_like(norm).double())})
+        self.nonfinite.note(phase, self.nimg, norm, torch.stack(losses).mean())
 
-    def average_beta(self) -> float:
-        """How much of the running average stays in this iteration."""
-        block, e = self.block, self.block.ema
-        if e.kind == "half_life":
-            return ema.half_life_beta(block.batch, self.nimg, e.kimg or 0.0, e.rampup or 0.0)
-        if e.kind == "power":
-            return ema.power_beta(block.batch, self.nimg + block.batch, e.std or 0.0)
-        return 0.0
-
-    def crossed(self, every: int) -> bool:
-        """Whether this iteration's images passed a multiple of `every`."""
+    def crossed(self, every_kimg: float) -> bool:
+        """Whether this iteration's images passed a multiple of that many thousand."""
+        every = max(round(every_kimg * 1000), 1)
         return self.nimg // every > (self.nimg - self.block.batch) // every
 
     def elapsed(self) -> float:
         return self.seconds + time.monotonic() - self.started
 
-    def write_log(self) -> None:
-        """A row of means since the last one (this rank's images), and the progress text."""
-        values = self.meter.means()
+    def write(self, row: dict[str, Any]) -> None:
+        if self.tracker is not None:
+            self.tracker.write(row)
+
+    def write_row(self) -> None:
+        """A row of means over all ranks since the last one, and the progress text."""
+        values = self.meter.over_ranks(self.rank).means()
         self.meter = Meter()
         main = next((k for k in ("loss", "loss_dm", "loss_fake") if k in values), "")
         self.latest = f"{main} {values[main]:.4g}" if main else ""
-        if not self.rank.first:
-            return
-        row = {
+        rate = (self.nimg - self.row_nimg) / max(time.monotonic() - self.row_at, 1e-9)
+        self.row_at, self.row_nimg = time.monotonic(), self.nimg
+        lr = next(iter(self.updates.values())).rate * learning_rate_factor(self.block, self.nimg)
+        self.write({
             "nimg": self.nimg,
             "kimg": self.nimg / 1000,
-            "lr": self.rates["student"] * learning_rate_factor(self.block, self.nimg),
-            "seconds": round(self.elapsed(), 1),
-            "images_per_second": round(self.nimg / max(self.elapsed(), 1e-9), 1),
-            **{k: "" if math.isnan(v) else f"{v:.6g}" for k, v in values.items()},
-        }
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        columns = list(row)  # the first iteration runs every phase, so its row has all columns
-        if self.log.exists():
-            columns = self.log.read_text().splitlines()[0].split(",")
-        with self.log.open("a", newline="") as file:
-            writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerow(row)
+            "lr": lr,
+            "nonfinite_gradients": self.nonfinite.total,
+            **readable(values),
+            **readable({
+                "seconds": self.elapsed(),
+                "images_per_second": rate,
+                "utilisation": rate * self.flops / self.peak,
+                "memory_gib": peak_memory(self.rank.device) / 2**30,
+                "checkpoint_seconds": self.checkpoints.stall,
+            }),
+        })  # fmt: skip
+
+    def score(self) -> bool:
+        """Validate the averaged student; whether it is the best so far."""
+        value, images = self.validating().student(self.averages.evaluated, self.name)
+        self.write_score(f"validation/{self.validating().extractor.label}", value)
+        if self.tracker is not None:
+            self.tracker.image("samples", tile(images[:40], 10, 2), self.nimg)
+        if self.best is not None and value >= self.best["value"]:
+            return False
+        self.best = {"nimg": self.nimg, "value": value}
+        if self.rank.first:
+            weights = self.averages.evaluated.state_dict()
+            save_weights(self.snapshots / "best.safetensors", weights, self.best)
+        return True
+
+    def score_teacher(self) -> None:
+        """The teacher's validation, when asked for, as the first row of the log."""
+        teacher = getattr(self.method, "teacher", None)
+        if self.block.validation and self.block.validation.teacher and teacher is not None:
+            label = self.validating().extractor.label
+            self.write_score(f"validation/teacher_{label}", self.validating().teacher(teacher))
+
+    def validating(self) -> Validator:
+        """The validator, whose feature network and reference are loaded when first needed."""
+        if self.validator is None:
+            assert self.block.validation is not None
+            self.validator = Validator(self.params, self.block.validation, self.dataset, self.rank)
+        return self.validator
+
+    def write_score(self, name: str, value: float | None) -> None:
+        self.write({"nimg": self.nimg, "kimg": self.nimg / 1000, name: value})
+        self.row_at, self.row_nimg = time.monotonic(), self.nimg  # rates are of training alone
 
     def save_state(self) -> None:
-        """Write the state of this moment; all ranks hold the same, the first one writes."""
-        if self.rank.first:
-            about = {"seconds": self.elapsed(), "meter": self.meter.totals()}
-            self.checkpoints.save(self.nimg, self.modules, self.optimizers, about)
-        barrier(self.rank)
+        """Begin to write the state of this moment; the first rank does, for all hold the same."""
+        meter = self.meter.over_ranks(self.rank)
+        self.meter = meter if self.rank.first else Meter()
+        if self.tracker is None:
+            return
+        self.log.sync()
+        about = {
+            "seconds": self.elapsed(),
+            "best": self.best,
+            "meter": meter.state(),
+            "nonfinite": (self.nonfinite.total, self.nonfinite.in_a_row),
+            "scalers": {phase: u.scaler.state_dict() for phase, u in self.updates.items()},
+            "wandb": self.tracker.wandb.id,
+        }
+        optimizers = {phase: u.optimizer for phase, u in self.updates.items()}
+        self.checkpoints.save(self.nimg, self.modules, optimizers, about)
 
-    def finish(self, name: str) -> None:
-        """Write the averaged student and the log, then drop the states."""
-        if self.rank.first:
+    def stop(self) -> None:
+        """Save the state and leave what is shown in order."""
+        for event in self.nonfinite.check():
+            self.write(event)
+        self.save_state()
+        self.checkpoints.wait()
+        barrier(self.rank)
+        if self.tracker is not None:
+            print(f"stopped at {self.nimg / 1000:.1f} kimg; the same command goes on", flush=True)
+            self.tracker.close()
+
+    def finish(self) -> None:
+        """Write the averaged student, the log and the snapshots, then drop the states."""
+        if self.tracker is not None:
             about = {
-                "name": name,
+                "name": self.name,
                 "kimg": self.nimg / 1000,
-                "train": _plain(self.block),
-                "network": _plain(self.params.network),
-                "data": {**_plain(self.params.data), "sha256": self.dataset.content_sha256()},
-                "noise": _plain(self.params.noise),
+                "train": plain(self.block),
+                "network": plain(self.params.network),
+                "data": {**plain(self.params.data), "sha256": self.dataset.content_sha256()},
+                "noise": plain(self.params.noise),
                 "seed": self.params.seed,
+                "best": self.best,
             }
-            save_model(MODELS / name, self.average.state_dict(), about)
-            with atomic_path(MODELS / name / "log.csv") as path:
-                shutil.copyfile(self.log, path)
+            replace_folder(self.snapshots, SNAPSHOTS / self.name)
+            save_model(MODELS / self.name, self.averages.evaluated.state_dict(), about)
+            with atomic_path(MODELS / self.name / "log.jsonl") as path:
+                shutil.copyfile(self.log.path, path)
             self.checkpoints.remove()
+            self.tracker.close()
         barrier(self.rank)
 
 
-class Meter:
-    """Sums and counts of logged values, kept on the device until a row is written."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, tuple[Tensor | float, int]] = {}
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        for name, value in values.items():
-            total, count = self.sums.get(name, (0.0, 0))
-            self.sums[name] = (total + value.double().sum(), count + value.numel())
-
-    def totals(self) -> dict[str, tuple[float, int]]:
-        return {name: (float(total), count) for name, (total, count) in self.sums.items()}
-
-    def means(self) -> dict[str, float]:
-        """Mean of each; NaN where nothing was counted."""
-        totals = self.totals().items()
-        return {name: total / count if count else math.nan for name, (total, count) in totals}
+def image_flops(method: Method, params: Params) -> float:
+    """FLOPs that training on one image takes on average."""
+    forward, encoder = forward_flops(method.student, params)
+    return forward * method.forwards(encoder / forward)
 
 
-def _plain(block: object) -> dict[str, Any]:
-    return {k: v for k, v in asdict(cast(Any, block)).items() if v is not None}
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that this process held so far, of the GPU or of main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _drop_rows_after(log: Path, nimg: int) -> None:
-    if log.exists():
-        header, *rows = log.read_text().splitlines(keepends=True)
-        log.write_text(header + "".join(r for r in rows if int(r.split(",")[0]) <= nimg))
+def _without_exchange(objective: nn.Module) -> Any:  # noqa: ANN401
+    """Let gradients of the inner micro-batches of a batch stay on their ranks."""
+    is_exchanged = isinstance(objective, DistributedDataParallel)
+    return objective.no_sync() if is_exchanged else nullcontext()
 
 
 @contextmanager
@@ -421,14 +361,13 @@ def _lock(name: str, rank: Rank) -> Iterator[None]:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying, so that the loop can save and stop."""
+    """Collect signals that ask to stop instead of dying, so that the loop can save first."""
     caught: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
         caught.append(number)
 
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    before = {kind: signal.signal(kind, remember) for kind in kinds}
+    before = {kind: signal.signal(kind, remember) for kind in STOPPING}
     try:
         yield caught
     finally:

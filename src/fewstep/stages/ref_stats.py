@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from fewstep.data.batches import batch_indices
 from fewstep.data.lmdb import ImageDataset
 from fewstep.distributed import pick_device
+from fewstep.evaluate import FEATURE_BATCH, real_images
 from fewstep.files import write_json
 from fewstep.metrics.features import FeatureExtractor, extract, load_features
 from fewstep.metrics.frechet import frechet_distance, gaussian_stats, save_stats
@@ -31,8 +31,7 @@ def run(params: Params) -> None:
             "(params.yaml: metric.reference_images, generate.images)"
         )
     extractor = load_features(params.metric.features, pick_device(params.device))
-    order = batch_indices(0, wanted + rest, len(dataset), seed=0)  # the floor does not hang on seed
-    images, _ = dataset.read(order)
+    images, _ = dataset.read(real_images(dataset, wanted + rest))
     features = features_of(extractor, images, "ref-stats")
     reference, other = gaussian_stats(features[:wanted]), gaussian_stats(features[wanted:])
     floor = frechet_distance(reference, other)
@@ -53,4 +52,4 @@ def run(params: Params) -> None:
 def features_of(extractor: FeatureExtractor, images: np.ndarray, desc: str) -> np.ndarray:
     """Features of uint8 images (N, C, H, W), with progress: float32 (N, d)."""
     with progress(len(images), desc) as bar:
-        return extract(extractor, images, 100, bar.update)
+        return extract(extractor, images, FEATURE_BATCH, bar.update)

@@ -13,6 +13,7 @@ from fewstep.params import Params
 from fewstep.report import (
     format_row,
     loss_curves,
+    read_log,
     row_caption,
     sample_grid,
     table_caption,
@@ -22,6 +23,7 @@ from fewstep.report import (
 from fewstep.stages.fid import SCORES
 from fewstep.stages.generate import SAMPLES
 from fewstep.stages.ref_stats import ABOUT
+from fewstep.tracking import Log
 from fewstep.train import DATA
 
 RESULTS = Path("results")
@@ -36,7 +38,7 @@ def run(params: Params) -> None:
     write_table(rows, RESULTS, caption)
     write_metrics(rows, floor, RESULTS / "metrics.json")
     draw_samples(params, rows)
-    logs = {name: MODELS / name / "log.csv" for name in params.students}
+    logs = {name: MODELS / name / "log.jsonl" for name in params.students}
     loss_curves(logs, RESULTS / "losses.png")
     for name, log in logs.items():
         write_loss(log, RESULTS / "losses" / f"{name}.csv")
@@ -53,12 +55,11 @@ def load_row(name: str) -> dict[str, Any]:
 
 
 def train_seconds(model: str) -> float | None:
-    """Seconds that the training took, all its sessions together; None for a downloaded teacher."""
-    log = MODELS / model / "log.csv"
-    if not log.exists():
-        return None
-    with log.open(newline="") as file:
-        return float(list(csv.DictReader(file))[-1]["seconds"])
+    """Seconds that the training took, all its sessions together; None for a downloaded model."""
+    seconds = [
+        row["seconds"] for row in Log(MODELS / model / "log.jsonl").rows() if "seconds" in row
+    ]
+    return seconds[-1] if seconds else None
 
 
 def draw_samples(params: Params, rows: list[dict[str, Any]]) -> None:
@@ -89,10 +90,9 @@ def real_images(labels: np.ndarray) -> np.ndarray:
 
 def write_loss(log: Path, path: Path) -> None:
     """kimg and the student's loss, for `dvc plots`."""
-    with log.open(newline="") as source, atomic_path(path) as target, target.open("w") as file:
+    curves = read_log(log)
+    kimg, losses = curves.get("loss") or curves["loss_dm"]
+    with atomic_path(path) as target, target.open("w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["kimg", "loss"])
-        for row in csv.DictReader(source):
-            loss = row.get("loss") or row.get("loss_dm")
-            if loss:
-                writer.writerow([row["kimg"], loss])
+        writer.writerows(zip(kimg.tolist(), losses.tolist(), strict=True))

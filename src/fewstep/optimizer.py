@@ -1,0 +1,108 @@
+"""Optimisers, learning rates, and steps that leave out gradients that are not finite."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.distributed import Rank, sum_over_ranks
+from fewstep.params import Student
+
+QUIET_STEPS = 32  # a GPU may run that many steps ahead of the look for non-finite gradients
+
+
+def learning_rate_factor(block: Student, nimg: int) -> float:
+    """Share of the learning rate after nimg images: linear warm-up, then the schedule to 0."""
+    warmup, total = block.lr_warmup_kimg * 1000, block.kimg * 1000
+    if nimg < warmup:
+        return nimg / warmup
+    left = (total - nimg) / max(total - warmup, 1)
+    shapes = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}
+    return shapes[block.lr_schedule]
+
+
+class Updates:
+    """The optimiser of one network; in fp16 its loss is scaled so that gradients do not underflow.
+
+    Whether a gradient is finite is decided on the device: a step that is left out costs no wait.
+    """
+
+    def __init__(
+        self, network: nn.Module, block: Student, rate: float, precision: str, device: torch.device
+    ) -> None:
+        self.parameters, self.block, self.rate = list(network.parameters()), block, rate
+        kinds = {
+            "adamw": torch.optim.AdamW,
+            "adam": torch.optim.Adam,
+            "radam": torch.optim.RAdam,
+        }
+        self.fused = block.optimizer != "radam"
+        extra: dict[str, Any] = {"fused": True} if self.fused else {}
+        self.optimizer = kinds[block.optimizer](
+            self.parameters, rate, block.betas, weight_decay=block.weight_decay, **extra
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def step(self, nimg: int) -> Tensor:
+        """Clip and update unless a gradient is not finite; the gradient's norm before clipping."""
+        self.scaler.unscale_(self.optimizer)
+        limit = self.block.grad_clip or math.inf
+        norm = nn.utils.clip_grad_norm_(self.parameters, limit).detach()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * learning_rate_factor(self.block, nimg)
+        if self.fused:
+            self.optimizer.found_inf = (~norm.isfinite()).float()  # the kernel then changes nothing
+            self.optimizer.step()
+        elif bool(norm.isfinite()):
+            self.optimizer.step()
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+
+class NonFinite:
+    """Counts gradients that are not finite, and stops the training after too many in a row."""
+
+    def __init__(self, limit: int, rank: Rank) -> None:
+        self.limit, self.rank = limit, rank
+        self.total, self.in_a_row = 0, dict[str, int]()
+        self.unseen: list[tuple[str, int, Tensor, Tensor]] = []
+
+    def note(self, phase: str, nimg: int, norm: Tensor, loss: Tensor) -> None:
+        """Remember a step's gradient norm and its loss, without looking at them."""
+        self.unseen.append((phase, nimg, norm, loss))
+
+    def due(self) -> bool:
+        return self.rank.device.type == "cpu" or len(self.unseen) >= QUIET_STEPS
+
+    def check(self) -> list[dict[str, Any]]:
+        """What was not finite since the last look: phase, nimg, gradient norm and loss of each.
+
+        Raises:
+            FloatingPointError: `limit` in a row; none of them changed a weight.
+        """
+        if not self.unseen:
+            return []
+        steps, self.unseen = self.unseen, []
+        norms = torch.stack([norm for *_, norm, _ in steps]).tolist()
+        found = []
+        for (phase, nimg, _, loss), norm in zip(steps, norms, strict=True):
+            if math.isfinite(norm):
+                self.in_a_row[phase] = 0
+                continue
+            self.total += 1
+            self.in_a_row[phase] = self.in_a_row.get(phase, 0) + 1
+            mean = float(sum_over_ranks(loss.clone(), self.rank)) / self.rank.world
+            found.append({"nimg": nimg, "nonfinite": phase, "norm": str(norm), "loss": str(mean)})
+            if self.in_a_row[phase] >= self.limit:
+                raise FloatingPointError(
+                    f"the {phase} gradient is {norm} at nimg {nimg}, its loss {mean}: "
+                    f"{self.in_a_row[phase]} in a row are not finite; none changed a weight. "
+                    "Lower lr or raise precision (params.yaml: students.<name>.lr, .max_nonfinite, "
+                    "precision)"
+                )
+        return found

@@ -1,0 +1,37 @@
+"""`fewstep download-model NAME`: a network of params.yaml: imports -> artifacts/models/NAME."""
+
+from pathlib import Path
+
+from fewstep.averages import SNAPSHOTS
+from fewstep.download import fetch
+from fewstep.files import atomic_path
+from fewstep.interop.edm_pickle import import_edm_pickle
+from fewstep.models import MODELS, build_denoiser, load_weights, read_safetensors, save_model
+from fewstep.params import Params
+
+CACHE = Path("scratch/downloads")
+
+
+def run(params: Params, name: str) -> None:
+    """Download an import.
+
+    Raises:
+        ValueError: no such import, another sha256, or weights that do not fit params.network.
+    """
+    if name not in params.imports:
+        known = ", ".join(params.imports) or "none"
+        raise ValueError(f"need an import of: {known}, got {name!r} (params.yaml: imports)")
+    install(name, params.imports[name].url, params.imports[name].sha256, params)
+
+
+def install(name: str, url: str, sha256: str, params: Params) -> None:
+    """Fetch, verify and write a model; its log and snapshots are empty, for we did not train it."""
+    file = fetch(url, sha256, CACHE)
+    read = import_edm_pickle if url.endswith(".pkl") else read_safetensors
+    weights, about = read(file)
+    load_weights(build_denoiser(params), weights, url)
+    save_model(MODELS / name, weights, {**about, "name": name, "sha256": sha256})
+    with atomic_path(MODELS / name / "log.jsonl") as path:
+        path.touch()
+    (SNAPSHOTS / name).mkdir(parents=True, exist_ok=True)
+    print(f"{name}: {len(weights)} tensors, sha256 {sha256[:12]}, from {url}")
