@@ -36,7 +36,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     for name in tracked.stdout.split():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, folder / name)
+        shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
     (folder / "dvc.lock").unlink(missing_ok=True)
     shutil.copy(ROOT / "config" / "tiny.yaml", folder / "params.yaml")
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "clone"]):

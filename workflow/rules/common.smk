@@ -38,6 +38,7 @@ def one_of(names):
 
 
 wildcard_constraints:
+    imported=one_of(config["imports"]),
     student=one_of(config["students"]),
     row=one_of(config["rows"]),
 
@@ -90,5 +91,6 @@ def model_of(row):
 
 def method_of(model):
     """A category of the report: how a model was trained."""
-    student = config["students"].get(model)
-    return f"Method: {student['method']}" if student else "Teacher"
+    if model in config["students"]:
+        return f"Method: {config['students'][model]['method']}"
+    return "Teacher" if model == "teacher" else "Imported models"

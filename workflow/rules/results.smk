@@ -7,10 +7,9 @@ rule results_table:
         expand("artifacts/scores/{row}.json", row=config["rows"]),
         expand(
             "artifacts/models/{model}/{file}",
-            model=["teacher", *config["students"]],
-            file=["model.safetensors", "model.json"],
+            model=["teacher", *config["imports"], *config["students"]],
+            file=["model.safetensors", "model.json", "log.jsonl"],
         ),
-        expand("artifacts/models/{model}/log.csv", model=config["students"]),
         params=unless_recorded("results/metrics.json"),
     output:
         report("results/metrics.json", caption="../report/metrics.rst", category="Results"),

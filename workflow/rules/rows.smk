@@ -1,7 +1,9 @@
+# What is sampled is scored at once, and the teacher's rows before any training, as under DVC.
 rule generate:
     input:
         code(
             "denoiser.py",
+            "evaluate.py",
             "models.py",
             "noise.py",
             "sample.py",
@@ -21,6 +23,7 @@ rule generate:
         "logs/generate/{row}.log",
     benchmark:
         "benchmarks/generate/{row}.tsv"
+    priority: 1
     threads: ALL_CORES
     resources:
         cpus_per_task=lambda wildcards, threads: threads,
@@ -45,13 +48,14 @@ rule fid:
         report(
             "artifacts/scores/{row}.json",
             caption="../report/score.rst",
-            category=lambda w: method_of(model_of(w.row)),
-            labels={"row": "{row}", "what": "score"},
+            category=lambda wildcards: method_of(model_of(wildcards.row)),
+            labels={"model": lambda wildcards: model_of(wildcards.row), "shows": "score of {row}"},
         ),
     log:
         "logs/fid/{row}.log",
     benchmark:
         "benchmarks/fid/{row}.tsv"
+    priority: 2
     threads: ALL_CORES
     resources:
         cpus_per_task=lambda wildcards, threads: threads,

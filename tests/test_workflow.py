@@ -1,0 +1,148 @@
+"""Two front ends, one DAG: what dvc.yaml and the Snakefile would run is compared, job by job."""
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fronts import ROOT, Job, copy_repository, dvc_jobs, snakemake_jobs
+
+PRESETS = sorted(
+    file.stem for file in (ROOT / "config").glob("*.yaml") if file.stem != "params.schema"
+)
+
+
+def snakemake(*arguments: str, cwd: Path, ok: bool = True) -> str:
+    """Output of a snakemake command; fails the test with that output."""
+    environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
+    command = ["snakemake", "--cores", "1", "--nocolor", *arguments]
+    run = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
+    assert (run.returncode == 0) == ok, run.stdout + run.stderr
+    return run.stdout + run.stderr
+
+
+def different(left: dict[str, Job], right: dict[str, Job]) -> set[str]:
+    """Names of the jobs on which the front ends disagree."""
+    return {name for name in left.keys() | right.keys() if left.get(name) != right.get(name)}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_both_front_ends_run_the_same_jobs(preset: str, tmp_path: Path) -> None:
+    copy = copy_repository(tmp_path, preset)
+    theirs, ours = dvc_jobs(copy), snakemake_jobs(copy)
+    assert ours == theirs
+    params = yaml.safe_load((copy / "params.yaml").read_text())
+    assert len(ours) == 4 + len(params["students"]) + 2 * len(params["rows"])
+
+
+def test_imported_models_are_jobs_of_both(tmp_path: Path) -> None:
+    copy = copy_repository(tmp_path, "tiny")
+    params = yaml.safe_load((copy / "params.yaml").read_text())
+    params["imports"] = {"theirs": {"url": "theirs.safetensors", "sha256": "0" * 64}}
+    params["rows"]["theirs-1"] = {**params["rows"]["dmd2-1"], "model": "theirs"}
+    params["students"]["cd"]["init_from"] = "theirs"
+    (copy / "params.yaml").write_text(yaml.safe_dump(params))
+    theirs, ours = dvc_jobs(copy), snakemake_jobs(copy)
+    assert ours == theirs
+    assert "artifacts/models/theirs/model.safetensors" in ours["train@cd"].inputs
+    assert "download-model@theirs" in ours
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Job]]:
+    """A copy of the repository and the jobs that both front ends agree on."""
+    copy = copy_repository(tmp_path_factory.mktemp("tiny"), "tiny")
+    return copy, dvc_jobs(copy)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "stages"),
+    [
+        ("dvc.yaml", "train ${key}", "train ${key} --fast", "train@"),
+        ("dvc.yaml", "      - ${code}/interop/edm_pickle.py\n", "", "download-teacher"),
+        ("dvc.yaml", "artifacts/scores/${key}.json", "artifacts/values/${key}.json", "fid@"),
+        ("dvc.yaml", "params: [metric, generate.images]", "params: [metric]", "ref-stats"),
+        ("rules/rows.smk", "fewstep fid {", "fewstep score {", "fid@"),
+        ("rules/models.smk", '            "consistency.py",\n', "", "train@"),
+        ("rules/results.smk", '        "artifacts/data.lmdb",\n', "", "results-table"),
+        ("rules/rows.smk", '"generate", "network"', '"network"', "generate@"),
+    ],
+)
+def test_a_change_of_one_side_alone_is_seen(
+    file: str, old: str, new: str, stages: str, tiny: tuple[Path, dict[str, Job]]
+) -> None:
+    copy, agreed = tiny
+    changed = copy / (file if file == "dvc.yaml" else f"workflow/{file}")
+    text = changed.read_text()
+    assert old in text
+    changed.write_text(text.replace(old, new, 1))
+    try:
+        jobs = dvc_jobs(copy) if file == "dvc.yaml" else snakemake_jobs(copy)
+    finally:
+        changed.write_text(text)
+    wrong = different(agreed, jobs)
+    assert wrong and any(name.startswith(stages) for name in wrong)
+
+
+def test_every_rule_has_log_benchmark_and_resources() -> None:
+    for file in (ROOT / "workflow" / "rules").glob("*.smk"):
+        for rule in re.split(r"^rule ", file.read_text(), flags=re.M)[1:]:
+            for word in ("log:", "benchmark:", "mem_mb=", "runtime=", "cpus_per_task=", "tracked="):
+                assert word in rule, f"{file.name}, rule {rule.split(':')[0]} lacks {word}"
+
+
+def test_wrong_params_stop_the_workflow_with_every_problem_named(tmp_path: Path) -> None:
+    copy = copy_repository(tmp_path, "tiny")
+    file = copy / "params.yaml"
+    text = file.read_text()
+    file.write_text(text.replace("sigma_min: 0.002", "sigma_min: 90.0").replace("1.0e-3", "1e-3"))
+    out = snakemake("-n", cwd=copy, ok=False)
+    assert "need sigma_min < sigma_max, got 90.0" in out
+    assert "write 1.0e-3" in out and "Traceback" not in out
+
+
+def test_params_that_no_stage_would_read_are_refused(tiny: tuple[Path, dict[str, Job]]) -> None:
+    out = snakemake("-n", "--config", "seed=1", cwd=tiny[0], ok=False)
+    assert "need all params in params.yaml, got others by --config" in out
+
+
+def test_the_gpu_profile_is_found_by_name_and_says_that_there_is_no_gpu(
+    tiny: tuple[Path, dict[str, Job]],
+) -> None:
+    assert (ROOT / "gpu").readlink() == Path("workflow/profiles/gpu")
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": ""}
+    command = ["snakemake", "--cores", "all", "--profile", "gpu", "--dry-run", "--quiet"]
+    run = subprocess.run(command, cwd=tiny[0], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "profile gpu: no GPU here, so everything runs on the CPU" in run.stderr
+
+
+def test_the_slurm_profile_names_rules_and_executors_that_exist() -> None:
+    profile = yaml.safe_load((ROOT / "workflow/profiles/slurm/config.yaml").read_text())
+    text = "".join(file.read_text() for file in (ROOT / "workflow/rules").glob("*.smk"))
+    rules = set(re.findall(r"^rule (\w+):", text, flags=re.M))
+    assert {*profile["set-threads"], *profile["set-resources"]} <= rules
+    known = subprocess.run(["snakemake", "--help"], capture_output=True, text=True).stdout
+    assert all(f"--{key}" in known for key in profile)
+    heavy = set(re.findall(r"^rule (\w+):(?:(?!^rule ).)*?threads: ALL_CORES", text, re.M | re.S))
+    assert heavy == profile["set-threads"].keys(), "else Slurm is asked for ALL_CORES"
+
+
+def test_source_edits_rerun_what_depends_on_them(tmp_path: Path) -> None:
+    """Snakemake follows each file; a folder as an input would miss the edit."""
+    copy, now = copy_repository(tmp_path, "tiny"), time.time()
+    for job in snakemake_jobs(copy).values():
+        for output in sorted(job.outputs):
+            path = copy / output
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir() if not path.suffix else path.touch()
+            os.utime(path, (now, now))
+    assert "Nothing to be done" in snakemake("-n", cwd=copy)
+    shutil.copyfile(copy / "README.md", copy / "src/fewstep/metrics/frechet.py")
+    reruns = set(re.findall(r"^rule (\w+):", snakemake("-n", cwd=copy), flags=re.M))
+    assert reruns == {"ref_stats", "fid", "results_table", "all"}
