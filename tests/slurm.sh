@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The tiny preset through workflow/profiles/slurm on a real Slurm of two nodes, on this machine alone:
-# Debian's slurmctld, slurmd and munge, run as root. A training is cancelled in the middle, another is
-# requeued in the middle; both must resume, and the results must be those of an undisturbed run.
+# Debian's slurmctld, slurmd and munge, run as root. The teacher trains on one node, gets the warning
+# of the time limit (SIGUSR1) and is cancelled later; of the students, which train on two nodes, one is
+# cancelled and one requeued. All must resume, and end in the bytes of an undisturbed run.
 #
 #     apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge
 #     tests/slurm.sh [empty folder]
@@ -69,24 +70,24 @@ stop() {
 checkout() { # a clone of what is committed, with trainings long enough to be stopped in the middle
     git clone -q "$root" "$work/$1"
     sed -e 's/batch_gpu: 32/batch_gpu: 16/' -e 's/checkpoint_kimg: .*/checkpoint_kimg: 100.0/' \
-        -e '/^students:/,$s/kimg: 0.512/kimg: 6.4/' config/tiny.yaml >"$work/$1/params.yaml"
+        -e 's/^    kimg: .*/    kimg: 6.4/' config/tiny.yaml >"$work/$1/params.yaml"
 }
 
-job() { squeue -h -t R -o '%i %k' | awk -v rule="rule_train_wildcards_$1" '$2 == rule {print $1}'; }
-
-under_way() { # wait until a training has logged a few rows, print its job
-    for _ in $(seq 300); do
-        if [ "$(cat scratch/"$1"-*/log.* 2>/dev/null | wc -l)" -gt 20 ]; then
-            job "$1"
+strike() { # once a training has logged so many rows: strike NAME ROWS RULE COMMAND...
+    for _ in $(seq 600); do
+        id=$(squeue -h -t R -o '%i %k' | awk -v rule="$3" '$2 == rule {print $1}')
+        if [ "$(cat scratch/"$1"-*/log.* 2>/dev/null | wc -l)" -gt "$2" ] && [ -n "$id" ]; then
+            say "${*:4} $id ($1), $(wc -l <"$(echo scratch/"$1"-*/log.*)") rows logged"
+            "${@:4}" "$id"
             return
         fi
         sleep 1
     done
-    die "$1 did not begin to train; see $work/snakemake.log"
+    die "$1 did not train; see $work/snakemake.log"
 }
 
-resumed() {
-    grep -h "resuming at" "logs/train/$1.log" || die "$1 began anew: $(cat "logs/train/$1.log")"
+resumed() { # resumed LOG
+    grep -h "resuming at" "$1" || die "it began anew: $(cat "$1")"
 }
 
 cd "$root"
@@ -108,22 +109,25 @@ snakemake --profile workflow/profiles/slurm --slurm-status-command squeue --slur
     >"$work/snakemake.log" 2>&1 &
 snakemake=$!
 
-first=$(under_way cd)
-say "cancelling job $first (cd) at $(tail -n 1 scratch/cd-*/log.* | head -c 60)"
-scancel "$first"
-second=$(under_way dmd2-1)
-say "requeueing job $second (dmd2-1) at $(tail -n 1 scratch/dmd2-1-*/log.* | head -c 60)"
-scontrol requeue "$second"
+strike teacher 20 rule_download_teacher scancel --signal=USR1
+strike teacher 100 rule_download_teacher scancel
+strike cd 20 rule_train_wildcards_cd scancel
+strike dmd2-1 20 rule_train_wildcards_dmd2-1 scontrol requeue
 
 wait $snakemake || die "snakemake failed; see $work/snakemake.log"
 cat results/table.md
-resumed cd
-resumed dmd2-1
+for log in logs/download-teacher.log logs/train/{cd,dmd2-1}.log; do resumed "$log"; done
 
-say "the same training undisturbed, by srun alone"
-cp -r artifacts "$work/undisturbed/"
+say "the same trainings undisturbed, by srun alone"
 cd "$work/undisturbed"
-rm -r artifacts/models/cd
-OMP_NUM_THREADS=1 srun --nodes=2 --ntasks-per-node=1 env PYTHONPATH=src python -m fewstep train cd
-cmp "$work"/{un,}disturbed/artifacts/models/cd/model.safetensors
-say "passed: both resumed, and the cancelled training ended in the same bytes"
+export OMP_NUM_THREADS=1 PYTHONPATH=src
+python -m fewstep build-lmdb
+srun --nodes=1 --ntasks=1 python -m fewstep download-teacher
+for student in cd dmd2-1; do
+    srun --nodes=2 --ntasks-per-node=1 python -m fewstep train $student
+done
+for model in teacher cd dmd2-1; do
+    cmp "$work"/{un,}disturbed/artifacts/models/$model/model.safetensors
+    sha256sum artifacts/models/$model/model.safetensors
+done
+say "passed: all resumed, and ended in the same bytes"

@@ -27,6 +27,8 @@ if config != load_configfile("params.yaml"):
 # Slurm's warning before the time limit goes to every process of a step. The trainer saves its state
 # then, and Snakemake around it has to live until that is done.
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+# So has the shell, which SIGTERM would end at once: there is none between Snakemake and a stage.
+shell.prefix("set -euo pipefail; exec ")
 
 ALL_CORES = 1024  # clamped to --cores: a job has the whole machine, as under DVC
 GPU = int(config["device"] != "cpu")
