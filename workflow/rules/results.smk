@@ -16,13 +16,23 @@ rule results_table:
         report("results/table.csv", caption="../report/table.rst", category="Results"),
         "results/table.md",
         report("results/samples.png", caption="../report/samples.rst", category="Results"),
+        report(
+            directory("results/grids"),
+            patterns=["{row}.png"],
+            caption="../report/grid.rst",
+            category=lambda wildcards: method_of(model_of(wildcards.row)),
+            labels={
+                "model": lambda wildcards: model_of(wildcards.row),
+                "shows": "samples of {row}",
+            },
+        ),
         report("results/losses.png", caption="../report/losses.rst", category="Results"),
         report(
             directory("results/losses"),
             patterns=["{student}.csv"],
             caption="../report/loss.rst",
-            category="Training",
-            labels={"student": "{student}"},
+            category=lambda wildcards: method_of(wildcards.student),
+            labels={"model": "{student}", "shows": "training loss"},
         ),
     log:
         "logs/results-table.log",
