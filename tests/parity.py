@@ -33,7 +33,7 @@ from fewstep.consistency import (
     teacher_hop,
 )
 from fewstep.denoiser import Denoiser, guided, one_hot
-from fewstep.dmd2 import Critic, Dmd2, backward_simulation
+from fewstep.dmd2 import Critic, Discriminator, Dmd2, backward_simulation
 from fewstep.interop.edm_pickle import import_edm_pickle
 from fewstep.losses import DISTANCES, WEIGHTS, denoising_loss, gan_student_loss
 from fewstep.metrics.frechet import frechet_distance, gaussian_stats
@@ -295,7 +295,7 @@ def consistency_case(
     x_t = y.double() + sigma_t * n.double()
     yield from v.check(f"{case}/x_t", x_t, NETWORK)
     with torch.no_grad():
-        x_s, _ = teacher_hop(method.teacher, x_t, edges, labels)
+        x_s = teacher_hop(method.teacher, x_t, edges, labels)
         D_s = method.student(x_s, edges.sigma_s.clamp(min=KARRAS.sigma_min), labels)
         x_ref, sigma_ref = reference_point(x_s, D_s, None if hop else y, edges)
         D_t = method.student(x_t, edges.sigma_t, labels)
@@ -307,7 +307,7 @@ def consistency_case(
         loss = consistency_loss(D_t, target, edges.sigma_t, kind, weight, 0.5)
         size = y[0].numel() if kind in ("huber", "l2") else 1
         yield from v.check(f"{case}/loss/{kind}/{weight}", loss / size, NETWORK)
-    loss = method.edge_loss(y, labels, edges, n)
+    loss, _ = method.edge_loss(y, labels, edges, n)
     yield from v.check(f"{case}/loss/pseudo_huber/sqrt_karras", loss, NETWORK)
     yield from v.check(f"{case}/grad_norm", grad_norm(loss.mean(), method.student), NETWORK)
 
@@ -362,8 +362,9 @@ def dmd2(folder: Path, load: Network) -> Iterator[Check]:
         shared_label_drop=False,
         teacher_eval=True,
     )
-    critic = Critic(load("b"), 64, settings.gan_groups)
-    critic.discriminator.load_state_dict(v.under("classifier/"))
+    discriminator = Discriminator(64, settings.gan_groups)
+    discriminator.load_state_dict(v.under("classifier/"))
+    critic = Critic(load("b"), discriminator)
     method = Dmd2(load("c"), load("a"), critic, settings, KARRAS)
     labels = one_hot(v["labels"], 10)
     real_labels = one_hot(v["real_labels"], 10)
@@ -386,18 +387,22 @@ def dmd2(folder: Path, load: Network) -> Iterator[Check]:
     yield from v.check("gen_cls/grad_wrt_images", grad, NETWORK)
 
     scripted = batch("fake guidance_cls guidance_cls", "", "_1", "_0")
-    scripted.memory = {"x": x.detach(), "labels": labels}
+    steps = torch.zeros(len(x), dtype=torch.int64)
+    scripted.memory = {"x": x.detach(), "labels": labels, "k": steps}
     loss, logs = method.critic_loss(scripted)
-    yield from v.check("fake/loss", logs["loss_fake"], NETWORK)
-    yield from v.check("guidance_cls/loss", logs["loss_gan_critic"], NETWORK)
-    yield from v.check("guidance_cls/realism_on_real", logs["realism_real"].flatten(), NETWORK)
-    yield from v.check("guidance_cls/realism_on_fake", logs["realism_fake"].flatten(), NETWORK)
+    yield from v.check("fake/loss", logs["loss_fake"][0], NETWORK)
+    yield from v.check("guidance_cls/loss", logs["loss_gan_critic"][0], NETWORK)
+    again = batch("guidance_cls guidance_cls", "_1", "_0")
+    fake, real = (method.logits(*of, again) for of in ((x, labels), (again.images, real_labels)))
+    yield from v.check("guidance_cls/realism_on_real", real.sigmoid().flatten(), NETWORK)
+    yield from v.check("guidance_cls/realism_on_fake", fake.sigmoid().flatten(), NETWORK)
     yield check(
         "dmd2: critic loss is their sum", loss, v["fake/loss"] + v["guidance_cls/loss"], *NETWORK
     )
 
     scripted = batch("fake", "")
-    scripted.memory = {"x": x.detach(), "labels": labels}
+    steps = torch.zeros(len(x), dtype=torch.int64)
+    scripted.memory = {"x": x.detach(), "labels": labels, "k": steps}
     method.settings = replace(settings, gan_critic_weight=0.0)
     loss, _ = method.critic_loss(scripted)
     yield from v.check("fake/grad_norm", grad_norm(loss, critic.fake_score), NETWORK)

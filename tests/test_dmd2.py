@@ -37,7 +37,7 @@ SETTINGS = Dmd2Settings(
 
 def gaussian_method(**changes: Any) -> Dmd2:  # noqa: ANN401
     """Student, teacher and fake score are Gaussian denoisers of other widths."""
-    critic = Critic(Gaussian(0.6), channels=4, groups=1)
+    critic = Critic(Gaussian(0.6), Discriminator(4, groups=1))
     settings = replace(SETTINGS, **changes)
     return Dmd2(Gaussian(0.4), Gaussian(0.5), critic, settings, Noise(0.002, 80.0, 7.0))
 
@@ -46,7 +46,7 @@ def network_method(own_drop: float = 0.0, **changes: Any) -> Dmd2:  # noqa: ANN4
     """Student, teacher and fake score are small networks that drop labels with own_drop."""
     student, teacher, fake_score = (small_denoiser(i, 0.0, own_drop) for i in range(3))
     settings = replace(SETTINGS, **changes)
-    critic = Critic(fake_score, channels=32, groups=settings.gan_groups)
+    critic = Critic(fake_score, Discriminator(32, settings.gan_groups))
     return Dmd2(student.train(), teacher, critic.train(), settings, Noise(0.002, 80.0, 7.0))
 
 
@@ -224,7 +224,8 @@ def test_teacher_answers_alike_twice_in_eval_mode_only(teacher_eval: bool) -> No
 
 def test_one_step_student_draws_labels_of_its_own() -> None:
     method, b = gaussian_method(steps=1), batch(3000, size=1)
-    x, labels = method.generate(b)
+    x, labels, k = method.generate(b)
+    assert not k.any()
     assert not torch.equal(labels, b.labels)
     assert labels.sum(dim=0).tolist() == pytest.approx([1000] * 3, abs=130)
     assert x.shape == b.images.shape
@@ -361,8 +362,8 @@ def test_critic_loss_is_the_denoising_loss_of_generated_images() -> None:
     loss, logs = method.critic_loss(b)
     x, sigma, labels = fake[0]
     expected = fake_score_loss(Gaussian(0.6)(x, sigma), b.memory["x"], sigma)
-    torch.testing.assert_close(loss, expected)
-    assert set(logs) == {"loss_fake"}
+    torch.testing.assert_close(loss, expected.mean())
+    assert not [name for name in logs if "gan" in name or "realism" in name]
     assert torch.equal(labels, b.memory["labels"])
 
 
@@ -377,7 +378,7 @@ def test_discriminator_compares_generated_images_with_real_ones() -> None:
     assert torch.equal(real, b.images)
     assert torch.equal(real_labels, b.labels)
     gan = gan_critic_loss(fake.flatten(1), real.flatten(1))
-    torch.testing.assert_close(loss, logs["loss_fake"] + gan)
+    torch.testing.assert_close(loss, logs["loss_fake"][0] + gan, check_dtype=False)
 
 
 def test_critics_gan_loss_trains_the_encoder_and_not_the_decoder() -> None:
@@ -391,7 +392,9 @@ def test_critics_gan_loss_trains_the_encoder_and_not_the_decoder() -> None:
     weighted, _ = network_method(gan_critic_weight=1.0).critic_loss(batch())
     double, logs = network_method(gan_critic_weight=2.0).critic_loss(batch())
     assert {"loss_gan_critic", "realism_real", "realism_fake"} <= set(logs)
-    torch.testing.assert_close(double - weighted, logs["loss_gan_critic"], rtol=1e-3, atol=1e-3)
+    gan, once = logs["loss_gan_critic"]
+    assert once == 1
+    torch.testing.assert_close(double - weighted, gan.float(), rtol=1e-3, atol=1e-3)
 
 
 def test_student_feels_the_discriminator() -> None:
@@ -454,7 +457,7 @@ def test_discriminator_refuses_groups_that_do_not_divide_its_channels() -> None:
 
 def test_critic_holds_fake_score_and_discriminator_for_one_optimiser() -> None:
     fake_score = small_denoiser(0)
-    critic = Critic(fake_score, channels=32, groups=8)
+    critic = Critic(fake_score, Discriminator(32, groups=8))
     assert isinstance(critic.fake_score, Denoiser)
     own = sum(p.numel() for p in critic.parameters())
     assert own == sum(p.numel() for m in (fake_score, critic.discriminator) for p in m.parameters())

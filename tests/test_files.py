@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fewstep.files import atomic_path, read_json, sha256_file, sha256_short, write_json
+from fewstep.files import atomic_path, read_json, replace_folder, sha256_file, write_json
 
 
 def test_atomic_path_writes_whole_files_and_creates_parents(tmp_path: Path) -> None:
@@ -118,4 +118,15 @@ def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"abc" * 1_000_000)
     assert sha256_file(path) == hashlib.sha256(b"abc" * 1_000_000).hexdigest()
-    assert sha256_short(path) == sha256_file(path)[:12]
+
+
+def test_a_replaced_folder_holds_the_copy_and_nothing_else(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "deep" / "target"
+    replace_folder(source, target)
+    assert list(target.iterdir()) == [], "no source: an empty folder"
+    source.mkdir()
+    (source / "new").write_text("1")
+    (target / "old").write_text("0")
+    replace_folder(source, target)
+    assert [(p.name, p.read_text()) for p in target.iterdir()] == [("new", "1")]
+    assert [p.name for p in target.parent.iterdir()] == ["target"]

@@ -390,8 +390,8 @@ REFUSALS: dict[str, tuple[Edit, str]] = {
     ),
     "missing init_from": (
         without("students/cd/init_from"),
-        "params.yaml: students.cd.init_from: missing; need teacher or the name of another student"
-        ": whose weights it starts from",
+        "params.yaml: students.cd.init_from: missing; need teacher, the name of another student or "
+        "of an import: whose weights it starts from",
     ),
     "capitals in a student's name": (
         lambda raw: raw["students"].update(CD=copy.deepcopy(raw["students"]["cd"])),
@@ -474,12 +474,12 @@ REFUSALS: dict[str, tuple[Edit, str]] = {
     ),
     "row of an unknown student": (
         put("rows/cd-4/model", "dc"),
-        "need teacher or a student (cd, dmd2-1, dmd2-4), got 'dc'; did you mean 'cd'? "
+        "need teacher or one of cd, dmd2-1, dmd2-4, got 'dc'; did you mean 'cd'? "
         "(params.yaml: rows.cd-4.model)",
     ),
     "start from an unknown student": (
         put("students/cd/init_from", "dmd2-41"),
-        "need teacher or another student, got 'dmd2-41'; did you mean 'dmd2-4'? "
+        "need teacher, another student or an import, got 'dmd2-41'; did you mean 'dmd2-4'? "
         "(params.yaml: students.cd.init_from)",
     ),
     "start from itself": (

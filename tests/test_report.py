@@ -25,6 +25,7 @@ from fewstep.report import (
     write_metrics,
     write_table,
 )
+from fewstep.tracking import Log
 
 FLOOR = {"value": 2.41, "images": 2000, "other_images": 8000}
 
@@ -185,42 +186,47 @@ def test_samples_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def write_log(path: Path, text: str) -> Path:
-    path.write_text(text, encoding="utf-8")
+def write_log(path: Path, *rows: dict[str, object]) -> Path:
+    path.touch()
+    for row in rows:
+        Log(path).write(row)
     return path
 
 
 def test_log_gives_each_loss_where_it_was_computed(tmp_path: Path) -> None:
-    text = (
-        "nimg,kimg,lr,seconds,images_per_second,dm,fake\n64,0.064,1,1,1,,2\n128,0.128,1,2,1,3,4\n"
+    log = write_log(
+        tmp_path / "log.jsonl",
+        {"nimg": 64, "kimg": 0.064, "lr": 1, "seconds": 1, "fake": 2},
+        {"nimg": 96, "nonfinite": "student", "loss": "nan"},
+        {"nimg": 128, "kimg": 0.128, "lr": 1, "seconds": 2, "fake": 4, "dm": 3},
     )
-    curves = read_log(write_log(tmp_path / "log.csv", text))
-    assert list(curves) == ["dm", "fake"]
+    curves = read_log(log)
+    assert list(curves) == ["fake", "dm"]
     assert [part.tolist() for part in curves["dm"]] == [[0.128], [3.0]]
     assert [part.tolist() for part in curves["fake"]] == [[0.064, 0.128], [2.0, 4.0]]
 
 
 def test_loss_curves_draw_students_with_different_losses(tmp_path: Path) -> None:
-    head = "nimg,kimg,lr,seconds,images_per_second,"
-    body = "".join(f"{i},{i / 1000},1,1,1,{1000 / i}\n" for i in range(64, 6400, 64))
+    falling = [{"nimg": i, "loss": 1000 / i, "edge/loss_snap": 1} for i in range(64, 6400, 64)]
     logs = {
-        "cd": write_log(tmp_path / "cd.csv", f"{head}consistency\n{body}"),
-        "one": write_log(tmp_path / "one.csv", f"{head}dm,fake\n64,0.064,1,1,1,3,4\n"),
-        "none": write_log(tmp_path / "none.csv", f"{head}dm\n"),
+        "cd": write_log(tmp_path / "cd.jsonl", *falling),
+        "one": write_log(tmp_path / "one.jsonl", {"nimg": 64, "dm": 3, "validation/FD": 4}),
+        "none": write_log(tmp_path / "none.jsonl"),
     }
     loss_curves(logs, tmp_path / "loss.png")
     pixels = np.asarray(Image.open(tmp_path / "loss.png").convert("RGB"))
     assert pixels.shape[0] == 3 * 240
+    assert pixels.shape[1] == 2 * 340, "what breaks a loss down has no panel"
     assert (pixels != 255).any()
 
 
 def test_logs_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"need the log of at least 1 student.*students"):
         loss_curves({}, tmp_path / "loss.png")
-    with pytest.raises(ValueError, match="need a column kimg in .*log.csv"):
-        read_log(write_log(tmp_path / "log.csv", "nimg,loss\n1,2\n"))
-    with pytest.raises(ValueError, match="need numbers in column loss of .*log.csv"):
-        read_log(write_log(tmp_path / "log.csv", "kimg,loss\n1,abc\n"))
+    for text in ('{"loss": 1}\n', "loss\n", "[1]\n"):
+        (tmp_path / "log.jsonl").write_text(text)
+        with pytest.raises(ValueError, match="need JSON objects with nimg in .*log.jsonl"):
+            read_log(tmp_path / "log.jsonl")
 
 
 def test_smoothing_keeps_shape_and_constants() -> None:

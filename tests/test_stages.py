@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from experiment import set_up, tiny_params
+from fewstep.averages import SNAPSHOTS
 from fewstep.files import sha256_file
 from fewstep.models import MODELS, read_safetensors, save_model
 from fewstep.params import Params
-from fewstep.stages import download_teacher, fid, generate, ref_stats, results_table
+from fewstep.stages import download_model, download_teacher, fid, generate, ref_stats, results_table
+from fewstep.tracking import Log
 from parity import structure_pickle
 
 ROW = "teacher-euler-4"
@@ -55,6 +57,19 @@ def test_an_edm_pickle_is_a_teacher_too(toy: Params) -> None:
     ours, about = read_safetensors(MODELS / "teacher" / "model.safetensors")
     assert ours["model.enc.16x16_conv.weight"].shape == (32, 3, 3, 3)
     assert about["model_type"] == "DhariwalUNet"
+
+
+def test_an_import_is_a_model_without_log_and_snapshots(toy: Params) -> None:
+    sha256 = published_teacher()
+    params = tiny_params(
+        Path(), imports={"theirs": {"url": "weights.safetensors", "sha256": sha256}}
+    )
+    download_model.run(params, "theirs")
+    assert (MODELS / "theirs" / "model.safetensors").exists()
+    assert Log(MODELS / "theirs" / "log.jsonl").rows() == []
+    assert list((SNAPSHOTS / "theirs").iterdir()) == []
+    with pytest.raises(ValueError, match="need an import of: theirs, got 'other'.*imports"):
+        download_model.run(params, "other")
 
 
 def test_a_teacher_with_another_sha256_is_refused(toy: Params) -> None:
@@ -101,7 +116,9 @@ def test_images_that_are_not_finite_stop_the_row(toy: Params) -> None:
     weights, about = read_safetensors(MODELS / "teacher" / "model.safetensors")
     weights["model.out_conv.bias"].fill_(float("nan"))
     save_model(MODELS / "teacher", weights, about)
-    with pytest.raises(FloatingPointError, match=f"row {ROW} gave images that are not finite"):
+    with pytest.raises(
+        FloatingPointError, match="teacher gave images that are not finite: euler, 4 steps"
+    ):
         generate.run(toy, ROW)
     assert not (generate.SAMPLES / f"{ROW}.npz").exists()
 
@@ -122,7 +139,9 @@ def test_rows_are_scored_and_tabled(toy: Params, capsys: pytest.CaptureFixture[s
     )
     for student in params.students:
         (MODELS / student).mkdir()
-        (MODELS / student / "log.csv").write_text("kimg,seconds,loss\n1,2,0.5\n2,4,0.25\n")
+        rows = [{"nimg": 1000, "seconds": 2.0, "loss": 0.5}, {"nimg": 2000, "seconds": 4.0}]
+        Log(MODELS / student / "log.jsonl").write(rows[0])
+        Log(MODELS / student / "log.jsonl").write(rows[1])
     ref_stats.run(params)
     for name in params.rows:
         generate.run(params, name)

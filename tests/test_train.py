@@ -1,40 +1,55 @@
 """The loop: exact resume, ranks, refusals. Weights and logs are compared bit by bit."""
 
-import csv
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from filelock import FileLock
 
 from experiment import set_up, tiny_params
-from fewstep import train as training
-from fewstep.checkpoint import SCRATCH, Checkpoints
+from fewstep.averages import SNAPSHOTS
+from fewstep.checkpoint import SCRATCH
+from fewstep.consistency import Consistency
+from fewstep.data.lmdb import ImageDataset
+from fewstep.denoiser import Denoiser
 from fewstep.distributed import Rank
-from fewstep.models import MODELS, read_safetensors
+from fewstep.fingerprint import fingerprint
+from fewstep.methods import build_method
+from fewstep.models import MODELS, read_safetensors, save_model
 from fewstep.params import Params
-from fewstep.train import Run, learning_rate_factor, train
+from fewstep.tracking import TIMED, Log
+from fewstep.train import DATA, Run, train
 
 ALONE = Rank(0, 1, torch.device("cpu"))
-CLOCKS = ("seconds", "images_per_second")
+VALIDATION = {
+    "every_kimg": 0.128,
+    "images": 16,
+    "first_seed": 1000,
+    "reference_images": 40,
+    "sampler": "ddim",
+    "steps": 4,
+    "guidance_scale": 1.0,
+    "teacher": {"sampler": "euler", "steps": 4},
+}
+pytestmark = pytest.mark.filterwarnings("ignore:need 113 images")
 
 
 class Killed(Exception):
     """Stands for the death of the process between two iterations."""
 
 
-def outcome(name: str) -> tuple[bytes, list[dict[str, str]]]:
-    """The model's bytes, and the log without its clocks."""
-    with (MODELS / name / "log.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-        assert all(None not in row for row in rows), "every row has the columns of the header"
-        rows = [{k: v for k, v in r.items() if k not in CLOCKS} for r in rows]
-    return (MODELS / name / "model.safetensors").read_bytes(), rows
+def outcome(name: str) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
+    """The bytes of the model and of its snapshots, and the log without its clocks."""
+    files = [MODELS / name / "model.safetensors", *sorted((SNAPSHOTS / name).iterdir())]
+    rows = Log(MODELS / name / "log.jsonl").rows()
+    log = [{k: v for k, v in row.items() if k not in TIMED} for row in rows]
+    return {file.name: file.read_bytes() for file in files}, log
 
 
 def kill_at(nimg: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,66 +57,113 @@ def kill_at(nimg: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def dying(run: Run) -> None:
         if run.nimg >= nimg:
+            run.checkpoints.wait()
             raise Killed
         iterate(run)
 
     monkeypatch.setattr(Run, "iterate", dying)
 
 
+def interrupted(name: str, params: Params, nimg: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until nimg, and die there."""
+    with monkeypatch.context() as patch:
+        kill_at(nimg, patch)
+        with pytest.raises(Killed):
+            train(name, params, ALONE)
+
+
+def toy_params(**overrides: Any) -> Params:  # noqa: ANN401
+    quiet = {"data__source": "toy.npz", "tracking__dvclive": False}
+    return tiny_params(Path(), **{**quiet, **overrides})
+
+
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
-    return set_up(tmp_path, monkeypatch)
+    set_up(tmp_path, monkeypatch)
+    return toy_params()
 
 
 @pytest.mark.parametrize("name", ["teacher", "cd", "dmd2-1", "dmd2-4"])
 def test_resumed_equals_uninterrupted(
     name: str, toy: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start = toy if name != "dmd2-4" else tiny_params(Path(), students__dmd2_4__init_from="teacher")
-    short = {"teacher__train__kimg": 0.512, "teacher__train__checkpoint_kimg": 0.256}
-    params = tiny_params(Path(), **short) if name == "teacher" else start
+    overrides = {
+        "teacher": {"teacher__train__kimg": 0.512, "teacher__train__checkpoint_kimg": 0.256},
+        "cd": {
+            "students__cd__phema": {"stds": [0.05, 0.1], "snapshot_kimg": 0.128},
+            "students__cd__validation": VALIDATION,
+        },
+        "dmd2-1": {"students__dmd2_1__optimizer": "radam", "precision": "bf16"},
+        "dmd2-4": {"students__dmd2_4__init_from": "teacher"},
+    }
+    params = toy_params(**overrides[name])
     train(name, params, ALONE)
     whole = outcome(name)
-    with monkeypatch.context() as patch:
-        kill_at(352, patch)
-        with pytest.raises(Killed):
-            train(name, params, ALONE)
+    interrupted(name, params, 352, monkeypatch)
     train(name, params, ALONE)
     assert "resuming at 0.3 kimg" in capsys.readouterr().out
     assert outcome(name) == whole
     assert not list(SCRATCH.glob(f"{name}-*")), "states of a finished training are removed"
 
 
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
 def test_a_run_goes_on_from_the_state_before_a_corrupt_one(
-    toy: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    damage: str,
+    toy: Params,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    params = tiny_params(Path(), students__cd__checkpoint_kimg=0.128)
+    params = toy_params(students__cd__checkpoint_kimg=0.128)
     train("cd", params, ALONE)
     whole = outcome("cd")
-    with monkeypatch.context() as patch:
-        kill_at(416, patch)
-        with pytest.raises(Killed):
-            train("cd", params, ALONE)
+    interrupted("cd", params, 416, monkeypatch)
     newest = sorted(SCRATCH.glob("cd-*/state-*"))[-1]
-    newest.write_bytes(newest.read_bytes()[:5000])
+    raw = bytearray(newest.read_bytes())
+    raw[-5000] ^= 1
+    newest.write_bytes(raw[:5000] if damage == "cut" else raw)
     train("cd", params, ALONE)
     out = capsys.readouterr().out
     assert "falling back to the state before it" in out and "resuming at 0.3 kimg" in out
     assert outcome("cd") == whole
 
 
-def test_two_ranks_equal_one(toy: Params, tmp_path: Path) -> None:
-    tiny_params(tmp_path, data__source="toy.npz", students__cd__kimg=0.64)
+def torchrun(ranks: int, name: str) -> dict[str, torch.Tensor]:
+    """The weights of a student that `ranks` processes train."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    run = [*command, f"--nproc-per-node={ranks}", "-m", "fewstep", "train", name]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    results = []
-    for ranks in (1, 2):
-        run = [*command, f"--nproc-per-node={ranks}", "-m", "fewstep", "train", "cd"]
-        subprocess.run(run, check=True, env=environment, capture_output=True)
-        results.append(read_safetensors(MODELS / "cd" / "model.safetensors")[0])
-    one, two = results
-    for key, value in one.items():
-        torch.testing.assert_close(two[key], value, rtol=1e-5, atol=1e-6, msg=key)
+    done = subprocess.run(run, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return read_safetensors(MODELS / name / "model.safetensors")[0]
+
+
+def assert_same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    """Equal to 1e-5 relative, in the norm of each tensor."""
+    for key, value in a.items():
+        error = (b[key] - value).norm() / value.norm().clamp(min=1e-3)
+        assert error <= 1e-5, f"{key}: {error:.2e}"
+
+
+@pytest.mark.parametrize("name", ["cd", pytest.param("dmd2-4", marks=pytest.mark.slow)])
+def test_two_ranks_equal_one_after_20_steps(name: str, toy: Params) -> None:
+    key = f"students__{name.replace('-', '_')}"
+    toy_params(**{f"{key}__kimg": 0.64, f"{key}__batch_gpu": 8, f"{key}__init_from": "teacher"})
+    one = torchrun(1, name)
+    rows = Log(MODELS / name / "log.jsonl").rows()
+    assert_same_weights(one, torchrun(2, name))
+    for alone, shared in zip(rows, Log(MODELS / name / "log.jsonl").rows(), strict=True):
+        for column in set(alone) - set(TIMED):
+            assert shared[column] == pytest.approx(alone[column], rel=1e-3), "all ranks are logged"
+
+
+def test_a_run_may_go_on_with_another_number_of_ranks(
+    toy: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = toy_params(students__cd__kimg=0.64)
+    train("cd", params, ALONE)
+    whole = read_safetensors(MODELS / "cd" / "model.safetensors")[0]
+    interrupted("cd", params, 352, monkeypatch)
+    assert_same_weights(whole, torchrun(2, "cd"))
 
 
 def test_ranks_that_do_not_divide_the_batch_are_told_which_would(toy: Params) -> None:
@@ -109,54 +171,163 @@ def test_ranks_that_do_not_divide_the_batch_are_told_which_would(toy: Params) ->
         train("cd", toy, Rank(0, 3, torch.device("cpu")))
 
 
-def test_sigterm_saves_and_the_next_run_goes_on(toy: Params, tmp_path: Path) -> None:
-    tiny_params(tmp_path, data__source="toy.npz", students__cd__kimg=64.0)
-    command = [sys.executable, "-m", "fewstep", "train", "cd"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    while not list(SCRATCH.glob("cd-*/log.csv")):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_and_exits_with_its_number(number: signal.Signals, toy: Params) -> None:
+    toy_params(students__cd__kimg=64.0)
+    command = [sys.executable, "-c", "from fewstep.cli import main; main(['train', 'cd'])"]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1", "RANK": "0", "WORLD_SIZE": "1"}
+    process = subprocess.Popen(
+        command, env=alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    while not any(log.stat().st_size for log in SCRATCH.glob("cd-*/log.jsonl")):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 128 + signal.SIGTERM
-    assert "Traceback" not in process.communicate()[0]
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + number, output
+    assert "Traceback" not in output and "the same command goes on" in output
     assert len(list(SCRATCH.glob("cd-*/state-*"))) >= 1
 
 
 def test_other_params_or_data_give_another_fingerprint(toy: Params) -> None:
-    dataset = training.ImageDataset(training.DATA)
-    first = training.fingerprint("cd", toy, dataset)
-    other = tiny_params(Path(), data__source="toy.npz", students__cd__lr=1.0e-3)
-    assert training.fingerprint("cd", other, dataset) != first
-    assert training.fingerprint("dmd2-1", toy, dataset) != first
-    rows = tiny_params(Path(), data__source="toy.npz", generate__images=32)
-    assert training.fingerprint("cd", rows, dataset) == first, "sampling is no part of training"
+    dataset = ImageDataset(DATA)
 
+    def of(name: str, params: Params) -> str:
+        return fingerprint(name, params.students[name], params, dataset)
 
-def test_a_state_of_another_experiment_is_refused(toy: Params) -> None:
-    linear = torch.nn.Linear(2, 2)
-    Checkpoints("x", "a" * 64).save(32, {"net": linear}, {}, {})
-    stranger = Checkpoints("x", "a" * 12 + "b" * 52)
-    with pytest.raises(ValueError, match="need a training state of fingerprint aaaaaaaaaaaa"):
-        stranger.restore({"net": linear}, {})
+    first = of("cd", toy)
+    assert of("cd", toy_params(students__cd__lr=1.0e-3)) != first
+    assert of("dmd2-1", toy) != first
+    assert of("cd", toy_params(generate__images=32)) == first, "sampling is no part of training"
+    assert of("cd", toy_params(tracking__wandb={"mode": "offline", "project": "x"})) == first
 
 
 def test_a_second_trainer_is_refused(toy: Params) -> None:
-    SCRATCH.mkdir()
-    with FileLock(SCRATCH / "cd.lock"), pytest.raises(ValueError, match="another process trains"):
+    SCRATCH.mkdir(exist_ok=True)
+    with (
+        FileLock(SCRATCH / "cd.lock"),
+        pytest.raises(ValueError, match=r"another process trains cd here \(scratch/cd.lock\)"),
+    ):
         train("cd", toy, ALONE)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(
+def poison(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
+    """Make the loss of Consistency NaN for the images from 64 to `last`."""
+    loss = Consistency.loss
+
+    def poisoned(self: Consistency, phase: str, batch: Any) -> Any:  # noqa: ANN401
+        value, logs = loss(self, phase, batch)
+        return (value * float("nan"), logs) if 64 <= batch.step_nimg <= last else (value, logs)
+
+    monkeypatch.setattr(Consistency, "loss", poisoned)
+
+
+def test_gradients_that_are_not_finite_are_left_out_and_logged(
     toy: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training.Consistency, "loss", lambda self, phase, batch: explode(self))
-    with pytest.raises(FloatingPointError, match="student gradient is nan at nimg 0, its loss nan"):
-        train("cd", toy, ALONE)
+    poison(monkeypatch, last=128)
+    train("cd", toy, ALONE)
+    rows = Log(MODELS / "cd" / "log.jsonl").rows()
+    assert [row for row in rows if "nonfinite" in row] == [
+        {"nimg": nimg, "nonfinite": "student", "norm": "nan", "loss": "nan"}
+        for nimg in (64, 96, 128)
+    ]
+    assert rows[-1]["nonfinite_gradients"] == 3
+    weights, _ = read_safetensors(MODELS / "cd" / "model.safetensors")
+    assert all(weight.isfinite().all() for weight in weights.values())
 
 
-def explode(method: training.Consistency) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    loss = sum(p.sum() for p in method.student.parameters()) * torch.tensor(float("nan"))
-    return torch.as_tensor(loss), {"loss": torch.as_tensor(loss).detach()}
+def test_too_many_such_gradients_stop_the_training_and_keep_its_state(
+    toy: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = toy_params(students__cd__max_nonfinite=3, students__cd__checkpoint_kimg=0.064)
+    poison(monkeypatch, last=512)
+    with pytest.raises(FloatingPointError, match="student gradient is nan at nimg 128"):
+        train("cd", params, ALONE)
+    assert list(SCRATCH.glob("cd-*/state-000000000064.safetensors"))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_precision_is_honoured_by_student_teacher_and_critic(
+    precision: str, toy: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = toy_params(precision=precision, students__dmd2_1__kimg=0.032)
+    seen: dict[int, set[torch.dtype]] = {}
+    forward = Denoiser.forward
+
+    def watched(self: Denoiser, *inputs: torch.Tensor) -> torch.Tensor:
+        hook = self.model.register_forward_pre_hook(
+            lambda _, args: seen.setdefault(id(self), set()).add(args[0].dtype)
+        )
+        D_x = forward(self, *inputs)
+        hook.remove()
+        assert D_x.dtype == torch.float32
+        return D_x
+
+    monkeypatch.setattr(Denoiser, "forward", watched)
+    train("dmd2-1", params, ALONE)
+    wanted = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    assert len(seen) >= 3, "student, teacher and fake score"
+    assert set.union(*seen.values()) == {wanted}
+
+
+def test_fp16_scales_its_loss_and_the_state_knows_the_scale(
+    toy: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = toy_params(precision="fp16", students__cd__kimg=0.128)
+    run = Run("cd", params.students["cd"], params, ALONE, ImageDataset(DATA))
+    run.resume()
+    scaler = run.updates["student"].scaler
+    assert scaler.get_scale() == 65536
+    run.iterate()
+    scaler.update(1024.0)
+    run.save_state()
+    run.checkpoints.wait()
+    again = Run("cd", params.students["cd"], params, ALONE, ImageDataset(DATA))
+    again.resume()
+    assert again.updates["student"].scaler.state_dict() == scaler.state_dict()
+    assert again.updates["student"].scaler.get_scale() == 1024
+
+
+def test_validation_is_logged_and_keeps_the_best(
+    toy: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([5.0, 2.0, 4.0, 3.0])
+    monkeypatch.setattr("fewstep.evaluate.frechet_distance", lambda *_: next(scores, 9.0))
+    without = {k: v for k, v in VALIDATION.items() if k != "teacher"}
+    params = toy_params(students__cd__validation=without, students__cd__keep_checkpoints=1)
+    remove = []
+    monkeypatch.setattr(
+        "fewstep.checkpoint.Checkpoints.remove",
+        lambda self: (self.wait(), remove.extend(file.name for file in self.files())),
+    )
+    train("cd", params, ALONE)
+    assert remove == ["state-000000000256.safetensors"], "the best, which is the newest kept too"
+    rows = Log(MODELS / "cd" / "log.jsonl").rows()
+    found = {r["nimg"]: r["validation/FD-EffLite0"] for r in rows if "validation/FD-EffLite0" in r}
+    assert found == {128: 5.0, 256: 2.0, 384: 4.0, 512: 3.0}
+    _, best = read_safetensors(SNAPSHOTS / "cd" / "best.safetensors")
+    assert best == {"nimg": 256, "value": 2.0}
+
+
+def test_the_teachers_score_comes_first(toy: Params) -> None:
+    train("cd", toy_params(students__cd__validation=VALIDATION, students__cd__kimg=0.064), ALONE)
+    first, *rest = Log(MODELS / "cd" / "log.jsonl").rows()
+    assert first["nimg"] == 0 and first["validation/teacher_FD-EffLite0"] > 0
+    assert not any("validation/teacher_FD-EffLite0" in row for row in rest)
+
+
+def test_an_imported_network_is_a_place_to_start_from(toy: Params) -> None:
+    (MODELS / "teacher").rename(MODELS / "theirs")
+    teacher, _ = build_method("teacher", toy, ALONE.device)
+    weights = {name: w + 1 for name, w in teacher.student.state_dict().items()}
+    save_model(MODELS / "teacher", weights, {"name": "teacher"})
+    imports = {"theirs": {"url": "x.safetensors", "sha256": "0" * 64}}
+    params = toy_params(imports=imports, students__cd__init_from="theirs")
+    method, _ = build_method("cd", params, ALONE.device)
+    theirs, _ = read_safetensors(MODELS / "theirs" / "model.safetensors")
+    for name, weight in method.student.state_dict().items():
+        assert torch.equal(weight, theirs[name])
 
 
 def test_a_teacher_of_another_shape_is_refused_not_replaced(toy: Params) -> None:
@@ -174,21 +345,3 @@ def test_data_of_another_resolution_are_refused(toy: Params) -> None:
 def test_an_unknown_student_is_named_with_the_known_ones(toy: Params) -> None:
     with pytest.raises(ValueError, match="need a student of cd, dmd2-1, dmd2-4, got 'ddim'"):
         train("ddim", toy, ALONE)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "late"), [("constant", 1.0), ("linear", 0.25), ("cosine", 0.1464466)]
-)
-def test_learning_rate_warms_up_and_then_follows_its_schedule(
-    schedule: str, late: float, tmp_path: Path
-) -> None:
-    overrides = {
-        "students__cd__kimg": 10.0,
-        "students__cd__lr_warmup_kimg": 2.0,
-        "students__cd__lr_schedule": schedule,
-    }
-    block = tiny_params(tmp_path, **overrides).students["cd"]
-    assert learning_rate_factor(block, 0) == 0
-    assert learning_rate_factor(block, 1000) == 0.5
-    assert learning_rate_factor(block, 2000) == 1
-    assert learning_rate_factor(block, 8000) == pytest.approx(late)

@@ -58,8 +58,8 @@ class Averages:
 def reconstruct(folder: Path, std: float, kimg: float | None) -> tuple[dict[str, Tensor], dict]:
     """Weights of the power-function average of width std at kimg (EDM2, section C.3).
 
-    The combination of all snapshots in `folder` up to that time that is nearest to the profile in
-    least squares. None: the time of the last snapshot.
+    The combination of the snapshots in `folder`, up to the first that is not before that time, that
+    is nearest to the profile in least squares. None: the time of the last snapshot.
 
     Returns:
         float32 weights, and what they are made of.
@@ -81,7 +81,8 @@ def reconstruct(folder: Path, std: float, kimg: float | None) -> tuple[dict[str,
             f"need kimg from {min(times) / 1000} to {max(times) / 1000}, where there are snapshots "
             f"in {folder}, got {kimg} (--kimg)"
         )
-    used = [i for i, t in enumerate(times) if t <= nimg]
+    end = min(t for t in times if t >= nimg)
+    used = [i for i, t in enumerate(times) if t <= end]
     X = ema.posthoc_coefficients([times[i] for i in used], [stds[i] for i in used], [nimg], [std])
     total: dict[str, Tensor] = {}
     for i, coefficient in zip(used, X[:, 0], strict=True):

@@ -95,7 +95,7 @@ class Validator:
         self.reference = gaussian_stats(self._features(images))
 
     def student(self, denoiser: Denoiser, name: str) -> tuple[float, NDArray[np.uint8]]:
-        """Distance of the student's images, and the first of them, equal on all ranks."""
+        """Distance of the student's images, equal on all ranks, and this rank's share of them."""
         v = self.settings
         return self._score(denoiser, Row(name, v.sampler, v.steps, v.guidance_scale))
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewstep.distributed import Rank, sum_over_ranks
+from fewstep.distributed import Rank, gather, sum_over_ranks
 
 Logged = tuple[Tensor, Tensor]
 """Sums and what to divide them by, float64, both scalars or both (G,) for G groups."""
@@ -55,15 +55,18 @@ class Meter:
             self.sums[name] = (total, count)
 
     def over_ranks(self, rank: Rank) -> "Meter":
-        """The sums of all ranks together; every rank gets the same."""
-        if not self.sums:
+        """The sums of all ranks together, of what any of them counted; every rank gets the same."""
+        mine = {name: total.shape for name, (total, _) in self.sums.items()}
+        shapes = {name: shape for each in gather(mine, rank) for name, shape in each.items()}
+        like = {"dtype": torch.float64, "device": rank.device}
+        pairs = {name: torch.zeros(2, *shape, **like) for name, shape in shapes.items()}
+        pairs |= {name: torch.stack(pair) for name, pair in self.sums.items()}
+        if not pairs:
             return Meter()
-        flat = torch.cat([part.flatten() for pair in self.sums.values() for part in pair])
-        parts = iter(sum_over_ranks(flat, rank).split(self._sizes()))
-        return Meter({
-            name: (next(parts).view_as(total), next(parts).view_as(count))
-            for name, (total, count) in self.sums.items()
-        })  # fmt: skip
+        flat = sum_over_ranks(torch.cat([pair.flatten() for pair in pairs.values()]), rank)
+        parts = flat.split([pair.numel() for pair in pairs.values()])
+        sums = [part.view_as(pair) for part, pair in zip(parts, pairs.values(), strict=True)]
+        return Meter({name: (pair[0], pair[1]) for name, pair in zip(pairs, sums, strict=True)})
 
     def means(self) -> dict[str, float]:
         """Mean of each of which something was counted; group g of a name is name_g."""
@@ -85,9 +88,6 @@ class Meter:
             return torch.tensor(values, dtype=torch.float64, device=device)
 
         return cls({name: (tensor(total), tensor(count)) for name, (total, count) in state.items()})
-
-    def _sizes(self) -> list[int]:
-        return [part.numel() for pair in self.sums.values() for part in pair]
 
 
 def readable(values: Mapping[str, float]) -> dict[str, float | str]:

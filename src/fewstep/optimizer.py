@@ -1,6 +1,7 @@
 """Optimisers, learning rates, and steps that leave out gradients that are not finite."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -79,17 +80,14 @@ class NonFinite:
     def due(self) -> bool:
         return self.rank.device.type == "cpu" or len(self.unseen) >= QUIET_STEPS
 
-    def check(self) -> list[dict[str, Any]]:
+    def check(self) -> Iterator[dict[str, Any]]:
         """What was not finite since the last look: phase, nimg, gradient norm and loss of each.
 
         Raises:
-            FloatingPointError: `limit` in a row; none of them changed a weight.
+            FloatingPointError: `limit` in a row, after all were told; none changed a weight.
         """
-        if not self.unseen:
-            return []
         steps, self.unseen = self.unseen, []
-        norms = torch.stack([norm for *_, norm, _ in steps]).tolist()
-        found = []
+        norms = torch.stack([norm for *_, norm, _ in steps]).tolist() if steps else []
         for (phase, nimg, _, loss), norm in zip(steps, norms, strict=True):
             if math.isfinite(norm):
                 self.in_a_row[phase] = 0
@@ -97,7 +95,7 @@ class NonFinite:
             self.total += 1
             self.in_a_row[phase] = self.in_a_row.get(phase, 0) + 1
             mean = float(sum_over_ranks(loss.clone(), self.rank)) / self.rank.world
-            found.append({"nimg": nimg, "nonfinite": phase, "norm": str(norm), "loss": str(mean)})
+            yield {"nimg": nimg, "nonfinite": phase, "norm": str(norm), "loss": str(mean)}
             if self.in_a_row[phase] >= self.limit:
                 raise FloatingPointError(
                     f"the {phase} gradient is {norm} at nimg {nimg}, its loss {mean}: "
@@ -105,4 +103,3 @@ class NonFinite:
                     "Lower lr or raise precision (params.yaml: students.<name>.lr, .max_nonfinite, "
                     "precision)"
                 )
-        return found

@@ -43,9 +43,15 @@ class Log:
         """
         if not self.path.exists():
             return []
-        return [
-            json.loads(line) for line in self.path.read_text().splitlines(True) if line[-1] == "\n"
-        ]
+        lines = self.path.read_text().splitlines(keepends=True)
+        try:
+            rows = [json.loads(line) for line in lines if line.endswith("\n")]
+            _ = [row["nimg"] + 0 for row in rows]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"need JSON objects with nimg in {self.path}, got {type(error).__name__}: {error}"
+            ) from error
+        return rows
 
     def write(self, row: Row) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,9 +94,7 @@ class Tracker:
 
     def image(self, name: str, pixels: NDArray[np.uint8], nimg: int) -> None:
         """Show a picture (H, W, 3)."""
-        if self.live is not None:
-            live = self.live
-            _attempt("DVCLive", lambda: live.log_image(f"{name}.png", pixels))
+        self._do_live(lambda live: live.log_image(f"{name}.png", pixels))
 
         def log(run: Any) -> None:  # noqa: ANN401
             import wandb
@@ -103,24 +107,39 @@ class Tracker:
         self.wandb.finish()
 
     def _show_live(self, row: Row) -> None:
-        if self.live is None or "kimg" not in row:
-            return
-        live, live.step = self.live, row["nimg"]
-        for name, value in _numbers(row).items():
-            _attempt("DVCLive", lambda n=name, v=value: live.log_metric(n, v))
+        def log(live: "Live") -> None:
+            live.step = row["nimg"]
+            for name, value in _numbers(row).items():
+                live.log_metric(name, value)
+
+        if "kimg" in row:
+            self._do_live(log)
+
+    def _do_live(self, call: Callable[["Live"], object]) -> None:
+        """Call with DVCLive, if it is there; a failure ends its part, not the training."""
+        live = self.live
+        if live is not None and not _attempt("DVCLive", lambda: [call(live)]):
+            self.live = None
 
 
 class WandbRun:
-    """A Weights & Biases run that is given up, with a line that says so, when it fails."""
+    """A Weights & Biases run that is given up, with a line that says so, when it fails.
+
+    Attributes:
+        id: of the run, which a restart goes on with even when this process gave it up.
+    """
 
     def __init__(self, name: str, settings: Wandb, config: Row, run_id: str | None) -> None:
         self.run: Any = None
+        self.id = run_id
         if settings.mode == "disabled":
             return
 
         def begin() -> Any:  # noqa: ANN401
             import wandb
 
+            # a terminal without a key would wait for ever for an answer
+            wandb.setup(wandb.Settings(login_timeout=PATIENCE))
             return wandb.init(
                 project=settings.project,
                 entity=settings.entity,
@@ -133,10 +152,8 @@ class WandbRun:
             )
 
         self.run = _attempt("W&B", begin)
-
-    @property
-    def id(self) -> str | None:
-        return None if self.run is None else self.run.id
+        if self.run is not None:
+            self.id = self.run.id
 
     def do(self, what: str, call: Callable[[Any], object]) -> None:
         """Call with the run, if there is one; a failure ends the run, not the training."""
@@ -149,6 +166,8 @@ class WandbRun:
         ending.daemon = True
         ending.start()
         ending.join(PATIENCE)
+        if ending.is_alive():
+            print(f"W&B is off: not all was uploaded within {PATIENCE} s", flush=True)
 
 
 def _live(name: str) -> "Live":
@@ -165,7 +184,8 @@ def _attempt(what: str, call: Callable[[], Any]) -> Any:  # noqa: ANN401
     try:
         return call()
     except Exception as error:  # whatever it is: these libraries raise all kinds
-        print(f"{what} is off: {type(error).__name__}: {error}; training goes on", flush=True)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())  # in one line
+        print(f"{what} is off: {reason}; training goes on", flush=True)
         return None
 
 

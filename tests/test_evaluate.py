@@ -1,0 +1,190 @@
+"""Validation is what the stages do, on any number of ranks, and leaves training as it was."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+from experiment import set_up
+from fewstep.data.lmdb import ImageDataset
+from fewstep.distributed import Rank
+from fewstep.evaluate import Validator, generate_images, real_images
+from fewstep.files import read_json
+from fewstep.models import load_model
+from fewstep.params import Baseline, Generate, Params, Row, Validation, load_params
+from fewstep.stages import fid, generate, ref_stats
+from fewstep.train import DATA
+
+ALONE = Rank(0, 1, torch.device("cpu"))
+SETTINGS = Validation(0.1, 20, 5, 120, "ddim", 2, 1.0)
+
+pytestmark = pytest.mark.filterwarnings("ignore:need 113 images")
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    set_up(tmp_path, monkeypatch)
+    return experiment()
+
+
+def experiment() -> Params:
+    """That of the current folder; rows have 20 images from seed 5, against 120 real ones."""
+    params = load_params()
+    return replace(
+        params,
+        generate=Generate(20, 8, 5, "balanced"),
+        metric=replace(params.metric, reference_images=120),
+    )
+
+
+def validator(params: Params, **changes: Any) -> Validator:  # noqa: ANN401
+    return Validator(params, replace(SETTINGS, **changes), ImageDataset(DATA), ALONE)
+
+
+def staged(params: Params, row: Row) -> float:
+    """The value that the stages give for that row."""
+    params = replace(params, rows=MappingProxyType({"row": row}))
+    ref_stats.run(params)
+    generate.run(params, "row")
+    fid.run(params, "row")
+    return read_json(fid.SCORES / "row.json")["value"]
+
+
+# --- the same code -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "guidance"), [("ddim", 2, 1.0), ("renoise", 2, 1.0), ("heun", 2, 1.5)]
+)
+def test_a_score_is_what_the_stages_give(
+    sampler: str, steps: int, guidance: float, toy: Params
+) -> None:
+    v = validator(toy, sampler=sampler, steps=steps, guidance_scale=guidance)
+    denoiser, _ = load_model("teacher", toy)
+    value, images = v.student(denoiser, "teacher")
+    assert value == pytest.approx(staged(toy, Row("teacher", sampler, steps, guidance)), rel=1e-5)
+    with np.load(generate.SAMPLES / "row.npz") as samples:
+        np.testing.assert_array_equal(samples["images"], images)
+
+
+def test_the_teachers_score_is_that_of_its_own_row(toy: Params) -> None:
+    """Sampled as `teacher` says and without guidance, whatever the student's settings."""
+    base = Baseline("heun", 3)
+    denoiser, _ = load_model("teacher", toy)
+    value = validator(toy, teacher=base, guidance_scale=2.0, steps=1).teacher(denoiser)
+    assert value == pytest.approx(staged(toy, Row("teacher", "heun", 3, 1.0)), rel=1e-5)
+    assert validator(toy).teacher(denoiser) is None
+
+
+def test_a_score_is_repeatable_and_tells_networks_apart(toy: Params) -> None:
+    v, (denoiser, _) = validator(toy), load_model("teacher", toy)
+    first, images = v.student(denoiser, "cd")
+    torch.rand(3)
+    again, same = v.student(denoiser, "cd")
+    assert first == again and np.array_equal(images, same)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.mul_(1.1)
+    assert v.student(denoiser, "cd")[0] != first
+
+
+# --- what it leaves ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_network_is_scored_in_eval_mode_and_left_in_its_own(training: bool, toy: Params) -> None:
+    denoiser, _ = load_model("teacher", toy)
+    expected = validator(toy).student(denoiser, "cd")[0]
+    for block in denoiser.modules():
+        if hasattr(block, "dropout"):
+            block.dropout = 0.5
+    seen: list[bool] = []
+    denoiser.register_forward_hook(lambda module, inputs, output: seen.append(module.training))
+    denoiser.train(training).requires_grad_(True)
+    value, _ = validator(toy).student(denoiser, "cd")
+    assert value == expected, "no dropout"
+    assert seen and not any(seen)
+    assert all(module.training == training for module in denoiser.modules())
+    assert all(p.grad is None for p in denoiser.parameters())
+
+
+def test_scoring_draws_nothing_from_the_random_stream_of_training(toy: Params) -> None:
+    v, (denoiser, _) = validator(toy, sampler="renoise"), load_model("teacher", toy)
+    state = torch.get_rng_state()
+    v.student(denoiser, "cd")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- refusals ----------------------------------------------------------------------------------
+
+
+def test_a_reference_larger_than_the_data_is_refused(toy: Params) -> None:
+    match = r"need at most 200 reference images, .* got 201 \(params\.yaml: validation\.reference_i"
+    with pytest.raises(ValueError, match=match):
+        validator(toy, reference_images=201)
+
+
+def test_images_that_are_not_finite_are_named_with_their_row(toy: Params) -> None:
+    denoiser, _ = load_model("teacher", toy)
+    with torch.no_grad():
+        next(iter(denoiser.parameters())).fill_(float("nan"))
+    match = "cd gave images that are not finite: ddim, 2 steps, guidance_scale 1.0, seeds 5 to 12"
+    with pytest.raises(FloatingPointError, match=match):
+        validator(toy).student(denoiser, "cd")
+
+
+# --- images ------------------------------------------------------------------------------------
+
+
+def test_reference_images_are_the_same_for_every_seed_and_begin_larger_ones(toy: Params) -> None:
+    dataset = ImageDataset(DATA)
+    few, many = real_images(dataset, 50), real_images(dataset, 200)
+    assert np.array_equal(few, many[:50])
+    assert sorted(many) == list(range(200)), "each image once"
+
+
+def test_each_batch_is_told_when_it_is_done(toy: Params) -> None:
+    denoiser, _ = load_model("teacher", toy)
+    done: list[int] = []
+    row, seeds = Row("teacher", "euler", 1, 1.0), range(20)
+    images, classes = generate_images(toy, row, denoiser, seeds, ALONE.device, done.append)
+    assert done == [8, 8, 4] and images.shape == (20, 1, 16, 16)
+    assert list(classes) == [i % 10 for i in seeds]
+
+
+# --- ranks -------------------------------------------------------------------------------------
+
+
+def score_on_rank(index: int, world: int, folder: str) -> None:
+    """One process of a group: score the teacher, and write what this rank found."""
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    params, store = experiment(), dist.FileStore(f"store{world}", world)
+    dist.init_process_group("gloo", store=store, rank=index, world_size=world)
+    rank = Rank(index, world, torch.device("cpu"))
+    v = Validator(params, replace(SETTINGS, images=21), ImageDataset(DATA), rank)
+    value, images = v.student(load_model("teacher", params)[0], "cd")
+    np.savez(f"rank{index}.npz", value=value, images=images, mean=v.reference.mean)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow  # two processes that import torch
+def test_two_ranks_give_the_score_of_one(toy: Params, tmp_path: Path) -> None:
+    v = validator(toy, images=21)
+    value, images = v.student(load_model("teacher", toy)[0], "cd")
+    spawn(score_on_rank, (2, str(tmp_path)), nprocs=2)
+    ranks = [np.load(f"rank{index}.npz") for index in range(2)]
+    assert float(ranks[0]["value"]) == float(ranks[1]["value"]), "one answer"
+    assert float(ranks[0]["value"]) == pytest.approx(value, rel=1e-4)
+    assert [len(rank["images"]) for rank in ranks] == [10, 11]
+    together = np.concatenate([rank["images"] for rank in ranks]).astype(int)
+    assert np.abs(together - images).max() <= 1, "a grey level of rounding"
+    for rank in ranks:
+        np.testing.assert_allclose(rank["mean"], v.reference.mean, rtol=1e-5, atol=1e-6)
