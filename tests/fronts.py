@@ -1,7 +1,8 @@
-"""What each front end would run, in a form that compares: dvc.yaml's stages, Snakemake's jobs."""
+"""Both front ends on a copy of the repository; and what each would run, in a form that compares."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ def copy_repository(folder: Path, preset: str) -> Path:
             _copy(ROOT / name, folder / name)
     _copy(ROOT / "config" / f"{preset}.yaml", folder / "params.yaml")
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "copy"]):
-        _run("git", "-c", "user.name=t", "-c", "user.email=t@t", *command, cwd=folder)
+        git(*command, cwd=folder)
     return folder
 
 
@@ -46,13 +47,48 @@ def _run(*command: str, cwd: Path) -> str:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True).stdout
 
 
+def dvc(*arguments: str, cwd: Path) -> str:
+    """Output of a dvc command; fails the test with that output."""
+    return _front_end("dvc", *arguments, cwd=cwd).stdout
+
+
+def snakemake(*arguments: str, cwd: Path, ok: bool = True) -> str:
+    """Output of a snakemake command; fails the test with that output, unless it is to fail."""
+    run = _front_end("snakemake", "--cores", "1", "--nocolor", *arguments, cwd=cwd, ok=ok)
+    return run.stdout + run.stderr
+
+
+def _front_end(*command: str, cwd: Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
+    own = {"PYTHONPATH": "", "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}
+    run = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **own}
+    )
+    assert (run.returncode == 0) == ok, run.stdout + run.stderr
+    return run
+
+
+def ran(output: str) -> set[str]:
+    """Names of the stages that a `dvc repro` ran."""
+    lines = (line for line in output.splitlines() if line.startswith("Running stage"))
+    return {line.split("'")[1] for line in lines}
+
+
+def planned(output: str) -> set[str]:
+    """Names of the rules that a `snakemake -n` would run."""
+    return set(re.findall(r"^rule (\w+):", output, flags=re.M)) - {"all"}
+
+
+def git(*arguments: str, cwd: Path) -> str:
+    return _run("git", "-c", "user.name=t", "-c", "user.email=t@t", *arguments, cwd=cwd)
+
+
 def dvc_jobs(folder: Path) -> dict[str, Job]:
     """Stages by name. A folder among the dependencies stands for the files and outs below it."""
     from dvc.dependency.param import ParamsDependency
     from dvc.repo import Repo
 
     with Repo(str(folder)) as repo:
-        stages = list(repo.index.stages)
+        stages: list[Any] = list(repo.index.stages)
         outs = {out.def_path for stage in stages for out in stage.outs}
         jobs = {}
         for stage in stages:
@@ -77,13 +113,9 @@ def _below(path: str, outs: set[str], folder: Path) -> set[str]:
 
 def snakemake_jobs(folder: Path) -> dict[str, Job]:
     """Jobs by the name of DVC's stage, without the log and without params.yaml as a file."""
-    environment = {**os.environ, "PYTHONPATH": ""}
-    run = subprocess.run(
-        [sys.executable, __file__, str(folder)], capture_output=True, text=True, env=environment
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
+    printed = _front_end(sys.executable, __file__, ".", cwd=folder).stdout
     jobs = {}
-    for job in json.loads(run.stdout.splitlines()[-1]):
+    for job in json.loads(printed.splitlines()[-1]):
         (name,) = [*job["wildcards"].values(), ""][:1]
         stage = job["rule"].replace("_", "-") + (f"@{name}" if name else "")
         command, _, log = job["command"].partition(" > ")
@@ -101,9 +133,11 @@ def _print_jobs(folder: Path) -> None:
 
     os.chdir(folder)
     with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
-        workflow = api.workflow(ResourceSettings(cores=1), snakefile=Path("workflow/Snakefile"))
+        workflow: Any = api.workflow(
+            ResourceSettings(cores=1), snakefile=Path("workflow/Snakefile")
+        )
         workflow.dag(DAGSettings(forceall=True)).execute_workflow(executor="dryrun")
-        jobs: Any = workflow._workflow.dag.jobs
+        jobs = workflow._workflow.dag.jobs
         print(json.dumps([_describe(job) for job in jobs if job.rule.name != "all"]))
 
 
