@@ -87,12 +87,24 @@ def _recorded(output):
         return False
 
 
-def model_of(row):
-    return config["rows"][row]["model"]
+def model_of(wildcards):
+    """The model that a file of the report is about."""
+    row = wildcards.get("row")
+    return config["rows"][row]["model"] if row else wildcards.student
 
 
-def method_of(model):
-    """A category of the report: how a model was trained."""
+def method_of(wildcards):
+    """A category of the report: how that model was trained."""
+    model = model_of(wildcards)
     if model in config["students"]:
-        return f"Method: {config['students'][model]['method']}"
+        return f"Method {config['students'][model]['method']}"
     return "Teacher" if model == "teacher" else "Imported models"
+
+
+def labels_of(what):
+    """The columns by which the report finds a file of a category."""
+
+    def labels(wildcards):
+        return {"model": model_of(wildcards), "row": wildcards.get("row", ""), "shows": what}
+
+    return labels

@@ -113,8 +113,8 @@ rule train:
         report(
             "artifacts/models/{student}/model.json",
             caption="../report/model.rst",
-            category=lambda wildcards: method_of(wildcards.student),
-            labels={"model": "{student}", "shows": "how it was trained"},
+            category=method_of,
+            labels=labels_of("how it was trained"),
         ),
         "artifacts/models/{student}/log.jsonl",
         directory("artifacts/snapshots/{student}"),

@@ -20,19 +20,16 @@ rule results_table:
             directory("results/grids"),
             patterns=["{row}.png"],
             caption="../report/grid.rst",
-            category=lambda wildcards: method_of(model_of(wildcards.row)),
-            labels={
-                "model": lambda wildcards: model_of(wildcards.row),
-                "shows": "samples of {row}",
-            },
+            category=method_of,
+            labels=labels_of("samples"),
         ),
         report("results/losses.png", caption="../report/losses.rst", category="Results"),
         report(
             directory("results/losses"),
             patterns=["{student}.csv"],
             caption="../report/loss.rst",
-            category=lambda wildcards: method_of(wildcards.student),
-            labels={"model": "{student}", "shows": "training loss"},
+            category=method_of,
+            labels=labels_of("training loss"),
         ),
     log:
         "logs/results-table.log",

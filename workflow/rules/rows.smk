@@ -48,8 +48,8 @@ rule fid:
         report(
             "artifacts/scores/{row}.json",
             caption="../report/score.rst",
-            category=lambda wildcards: method_of(model_of(wildcards.row)),
-            labels={"model": lambda wildcards: model_of(wildcards.row), "shows": "score of {row}"},
+            category=method_of,
+            labels=labels_of("score"),
         ),
     log:
         "logs/fid/{row}.log",
