@@ -37,6 +37,7 @@ OVERRIDES = {
     "teacher__train__checkpoint_kimg": INTERVAL / 1000,
     "students__cd__kimg": 0.768,
     "students__cd__checkpoint_kimg": INTERVAL / 1000,
+    "students__cd__validation": None,
     "students__cd__phema": {"stds": [0.05, 0.1], "snapshot_kimg": 0.256},
     "students__dmd2_4__init_from": "teacher",
     "students__dmd2_4__kimg": 0.64,

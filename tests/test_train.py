@@ -73,7 +73,12 @@ def interrupted(name: str, params: Params, nimg: int, monkeypatch: pytest.Monkey
 
 
 def toy_params(**overrides: Any) -> Params:  # noqa: ANN401
-    quiet = {"data__source": "toy.npz", "tracking__dvclive": False}
+    quiet = {
+        "data__source": "toy.npz",
+        "tracking__dvclive": False,
+        "students__cd__phema": None,
+        "students__cd__validation": None,
+    }
     return tiny_params(Path(), **{**quiet, **overrides})
 
 
