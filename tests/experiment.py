@@ -18,14 +18,17 @@ TINY = Path(__file__).parents[1] / "config" / "tiny.yaml"
 
 
 def tiny_params(folder: Path, **overrides: Any) -> Params:  # noqa: ANN401
-    """config/tiny.yaml with `a__b=value` overriding key a.b, written to folder/params.yaml."""
+    """config/tiny.yaml in folder/params.yaml; `a__b=value` overrides key a.b, None removes it."""
     raw = yaml.safe_load(TINY.read_text())
     for path, value in overrides.items():
         *parents, key = path.replace("dmd2_", "dmd2-").split("__")
         block = raw
         for parent in parents:
             block = block[parent]
-        block[key] = value
+        if value is None:
+            block.pop(key, None)
+        else:
+            block[key] = value
     file = folder / "params.yaml"
     file.write_text(yaml.safe_dump(raw, sort_keys=False))
     return load_params(file)

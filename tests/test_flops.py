@@ -88,8 +88,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "changes"), CASES, ids=str)
 def test_methods_cost_what_they_say(name: str, changes: dict[str, Any], toy: Params) -> None:
-    """Within 3 %: the first layer's input needs no gradient, the discriminator's head is extra."""
-    params = toy
+    """The first layer's input needs no gradient; the discriminator's own head is not told."""
+    params, tolerance = toy, 0.001
     steps = ratio = 1
     if name != "teacher":
         block = toy.students[name]
@@ -98,10 +98,11 @@ def test_methods_cost_what_they_say(name: str, changes: dict[str, Any], toy: Par
         params = replace(toy, students=MappingProxyType({name: block}))
         if isinstance(s, Dmd2Settings):
             steps, ratio = s.steps if s.backward_simulation else 1, s.update_ratio
+            tolerance = 0.015 if s.gan_critic_weight else tolerance
     method, _ = build_method(name, params, CPU)
     forward, encoder = forward_flops(method.student, params)
     said = forward * method.forwards(encoder / forward)
-    assert said == pytest.approx(flops_of_training(method, params, steps, ratio), rel=0.03)
+    assert said == pytest.approx(flops_of_training(method, params, steps, ratio), rel=tolerance)
 
 
 # --- one forward pass --------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def block(tmp_path: Path) -> Student:
     return replace(plain, lr_schedule="constant")
 
 
-def network() -> nn.Module:
+def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(3, 5), nn.SiLU(), nn.Linear(5, 2))
 
@@ -146,19 +146,14 @@ def test_steps_use_the_rate_of_their_time(block: Student) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_scaled_loss_gives_the_step_of_the_loss(kind: str, block: Student) -> None:
-    plain, scaled = (updates(replace(block, optimizer=kind), p) for p in ("fp32", "fp16"))
-    assert scaled.scaler.get_scale() == 2.0**16
-    x = torch.randn(4, 3)
-    nets = (nn.Sequential(*network()), nn.Sequential(*network()))
-    for u, net in zip((plain, scaled), nets, strict=True):
-        u.parameters[:] = list(net.parameters())
-        u.optimizer.param_groups[0]["params"] = u.parameters
-    norms = []
-    for u, net in zip((plain, scaled), nets, strict=True):
+    x, nets, norms = torch.randn(4, 3), [network(), network()], []
+    for net, precision in zip(nets, ("fp32", "fp16"), strict=True):
+        u = Updates(net, replace(block, optimizer=kind), RATE, precision, CPU)
+        assert u.scaler.get_scale() == (2.0**16 if precision == "fp16" else 1)
         u.backward(net(x).square().mean())
         norms.append(float(u.step(0)))
     assert norms[0] == pytest.approx(norms[1], rel=1e-6)
-    for mine, other in zip(plain.parameters, scaled.parameters, strict=True):
+    for mine, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-8)
 
 

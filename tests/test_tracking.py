@@ -431,7 +431,9 @@ def test_a_server_that_dies_does_not_keep_the_training_from_ending(
     server.server_close()
     outcome = ended(process, tmp_path, since)
     assert outcome.answer["id"] == "abc"
-    assert own_lines(outcome.out) == [f"W&B is off: not all was uploaded within {PATIENCE} s"]
+    first, *rest = own_lines(outcome.out)
+    assert first == f"W&B is off: not all was uploaded within {PATIENCE} s"
+    assert len(rest) <= 2 and "Traceback" not in outcome.out, "what the library says at its exit"
     assert outcome.seconds < PATIENCE + 30
 
 

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from experiment import set_up, tiny_params
 from fewstep.averages import SNAPSHOTS
-from fewstep.checkpoint import SCRATCH
+from fewstep.checkpoint import SCRATCH, flatten_optimizer
 from fewstep.consistency import Consistency
 from fewstep.data.lmdb import ImageDataset
 from fewstep.denoiser import Denoiser
@@ -73,7 +73,12 @@ def interrupted(name: str, params: Params, nimg: int, monkeypatch: pytest.Monkey
 
 
 def toy_params(**overrides: Any) -> Params:  # noqa: ANN401
-    quiet = {"data__source": "toy.npz", "tracking__dvclive": False}
+    quiet = {
+        "data__source": "toy.npz",
+        "tracking__dvclive": False,
+        "students__cd__phema": None,
+        "students__cd__validation": None,
+    }
     return tiny_params(Path(), **{**quiet, **overrides})
 
 
@@ -97,12 +102,23 @@ def test_resumed_equals_uninterrupted(
         "dmd2-4": {"students__dmd2_4__init_from": "teacher"},
     }
     params = toy_params(**overrides[name])
+    finals: list[dict[str, torch.Tensor]] = []
+    finish = Run.finish
+
+    def watched(run: Run) -> None:
+        flat = [flatten_optimizer(u.optimizer) for u in run.updates.values()]
+        finals.append({f"{i}/{k}": v.clone() for i, f in enumerate(flat) for k, v in f.items()})
+        finish(run)
+
+    monkeypatch.setattr(Run, "finish", watched)
     train(name, params, ALONE)
     whole = outcome(name)
     interrupted(name, params, 352, monkeypatch)
     train(name, params, ALONE)
     assert "resuming at 0.3 kimg" in capsys.readouterr().out
     assert outcome(name) == whole
+    first, again = finals
+    assert first and all(torch.equal(again[key], value) for key, value in first.items())
     assert not list(SCRATCH.glob(f"{name}-*")), "states of a finished training are removed"
 
 
