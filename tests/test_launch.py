@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from experiment import set_up, tiny_params
 from fewstep import launch
 from fewstep.launch import Nodes, count_gpus, find_nodes, first_host, launched
 from fewstep.models import MODELS
+from fronts import ROOT
 
 STEP = {
     "SLURM_JOB_ID": "7",
@@ -53,6 +55,15 @@ KUBERNETES = {"WORLD_SIZE": "4", "RANK": "3", "MASTER_ADDR": "pod-0", "MASTER_PO
 )
 def test_the_environment_says_how_many_nodes(environ: dict[str, str], expected: Nodes) -> None:
     assert find_nodes(environ) == expected
+
+
+def test_the_kubernetes_job_says_what_the_launch_reads() -> None:
+    service, job = yaml.safe_load_all((ROOT / "workflow" / "kubernetes.yaml").read_text())
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    environ = {variable["name"]: variable.get("value", "1") for variable in container["env"]}
+    host = f"{job['metadata']['name']}-0.{service['metadata']['name']}"  # as Indexed Jobs name it
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == 2
+    assert find_nodes(environ) == Nodes(2, 1, "MASTER_ADDR", f"{host}:29400")
 
 
 def test_eight_tasks_a_node_are_refused() -> None:

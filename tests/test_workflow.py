@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -208,7 +209,7 @@ def test_both_front_ends_make_the_same_bytes(by_dvc: Path, by_snakemake: Path) -
 def test_a_report_shows_table_grids_and_methods(by_snakemake: Path) -> None:
     snakemake("--report", "report.html", cwd=by_snakemake)
     html = (by_snakemake / "report.html").read_text()
-    for shown in ("Method consistency", "Method dmd2", "Teacher", "Results", "table.csv"):
+    for shown in ("Method consistency", "Method dmd2", "Teacher", "All models", "table.csv"):
         assert shown in html
     assert all(f"grids/{row}.png" in html for row in ("cd-4", "dmd2-1", "teacher-heun-7"))
 
@@ -241,3 +242,23 @@ def test_snakemake_trusts_what_dvc_made_only_while_the_params_are_older(by_dvc: 
     assert "generate@cd-4" in ran(dvc("repro", cwd=by_dvc))
     edit(by_dvc, f"{CD}3", f"{CD}4")  # what Snakemake's record says, but not what is there
     assert planned(snakemake("-n", cwd=by_dvc)) == concerned
+
+
+@pytest.mark.slow
+def test_ctrl_c_of_snakemake_lets_a_training_save_its_state(by_snakemake: Path) -> None:
+    edit(by_snakemake, "  cd:\n    method: consistency\n", "  cd:\n    method: consistency # on\n")
+    text = (by_snakemake / "params.yaml").read_text()
+    start, middle, rest = text.partition("method: consistency # on\n")
+    (by_snakemake / "params.yaml").write_text(start + middle + rest.replace("0.512", "64.0", 1))
+    command = ["snakemake", "--cores", "1", "artifacts/models/cd/model.safetensors"]
+    log, states = by_snakemake / "logs/train/cd.log", "scratch/cd-*/state-*"
+    log.unlink()
+    process = subprocess.Popen(command, cwd=by_snakemake, start_new_session=True, stderr=-1)
+    while not (log.exists() and "train cd: " in log.read_text()):
+        assert process.poll() is None
+        time.sleep(0.2)
+    for state in by_snakemake.glob(states):
+        state.unlink()  # those of the clock
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=120)
+    assert list(by_snakemake.glob(states)), log.read_text()

@@ -12,10 +12,10 @@ rule results_table:
         ),
         params=unless_recorded("results/metrics.json"),
     output:
-        report("results/metrics.json", caption="../report/metrics.rst", category="Results"),
-        report("results/table.csv", caption="../report/table.rst", category="Results"),
+        report("results/metrics.json", caption="../report/metrics.rst", category="All models"),
+        report("results/table.csv", caption="../report/table.rst", category="All models"),
         "results/table.md",
-        report("results/samples.png", caption="../report/samples.rst", category="Results"),
+        report("results/samples.png", caption="../report/samples.rst", category="All models"),
         report(
             directory("results/grids"),
             patterns=["{row}.png"],
@@ -23,7 +23,7 @@ rule results_table:
             category=method_of,
             labels=labels_of("samples"),
         ),
-        report("results/losses.png", caption="../report/losses.rst", category="Results"),
+        report("results/losses.png", caption="../report/losses.rst", category="All models"),
         report(
             directory("results/losses"),
             patterns=["{student}.csv"],
