@@ -1,7 +1,6 @@
 # What the rules share: checked params, the code that a rule depends on, what may be trusted.
 import base64
 import json
-import os
 import re
 import signal
 import sys
@@ -63,28 +62,43 @@ def tracked(*keys):
     return values
 
 
-def unless_recorded(*outputs):
-    """params.yaml as an input, of any age where Snakemake itself made these outputs.
+def unless_recorded(output):
+    """params.yaml as an input, of any age where Snakemake itself made this output.
 
-    Snakemake keeps the params of what it made. Of what DVC made, or made anew, it has no record or
-    an old one, and would call it done whatever the params; so there it has to be newer than them.
+    Snakemake keeps the params of what it made. Of what DVC made it has no record, and would call it
+    done whatever the params; so there it has to be newer than them.
     """
 
     def file(wildcards):
-        known = all(_recorded(output.format(**wildcards)) for output in outputs)
+        known = _record(output.format(**wildcards)).exists()
         return ancient("params.yaml") if known else "params.yaml"
 
     return file
 
 
-def _recorded(output):
-    """Whether Snakemake's record is of the file that is there: its `endtime` is the file's time."""
-    name = base64.urlsafe_b64encode(output.encode()).decode()
-    try:
-        record = json.loads(Path(".snakemake/metadata", name).read_text())
-        return abs(record["endtime"] - os.lstat(output).st_mtime) < 0.01
-    except (OSError, ValueError, KeyError):
-        return False
+def forget_replaced():
+    """Drop Snakemake's records of files that something else has made anew since.
+
+    Else params that were changed, run by DVC and changed back would find the old record to agree.
+    """
+    for record in Path(".snakemake/metadata").glob("*"):
+        try:
+            output = Path(base64.urlsafe_b64decode(record.name).decode())
+            recorded = json.loads(record.read_text())["endtime"]
+            stamp = output / ".snakemake_timestamp"  # Snakemake's time of a folder
+            made = (stamp if stamp.exists() else output).stat().st_mtime
+        except (OSError, ValueError, KeyError):
+            continue
+        if abs(made - recorded) > 0.01:
+            record.unlink(missing_ok=True)
+
+
+def _record(output):
+    return Path(".snakemake/metadata", base64.urlsafe_b64encode(output.encode()).decode())
+
+
+if workflow.is_main_process:
+    forget_replaced()
 
 
 def model_of(wildcards):
