@@ -161,8 +161,7 @@ class Run:
         done = self.nimg >= self.total
         log = done or self.crossed(self.total / LOG_ROWS / 1000)
         if log or self.nonfinite.due():
-            for event in self.nonfinite.check():
-                self.write(event)
+            self.write_nonfinite()
         if log:
             self.write_row()
         if block.phema and self.rank.first and (done or self.crossed(block.phema.snapshot_kimg)):
@@ -213,6 +212,10 @@ class Run:
     def write(self, row: dict[str, Any]) -> None:
         if self.tracker is not None:
             self.tracker.write(row)
+
+    def write_nonfinite(self) -> None:
+        for event in self.nonfinite.check():
+            self.write(event)
 
     def write_row(self) -> None:
         """A row of means over all ranks since the last one, and the progress text."""
@@ -272,6 +275,7 @@ class Run:
 
     def save_state(self) -> None:
         """Begin to write the state of this moment; the first rank does, for all hold the same."""
+        self.write_nonfinite()
         meter = self.meter.over_ranks(self.rank)
         self.meter = meter if self.rank.first else Meter()
         if self.tracker is None:
@@ -290,8 +294,6 @@ class Run:
 
     def stop(self) -> None:
         """Save the state and leave what is shown in order."""
-        for event in self.nonfinite.check():
-            self.write(event)
         self.save_state()
         self.checkpoints.wait()
         barrier(self.rank)
