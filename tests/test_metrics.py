@@ -5,10 +5,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
+from torch.multiprocessing.spawn import spawn
 
+from fewstep.distributed import Rank
 from fewstep.metrics import efficientnet
-from fewstep.metrics.features import FeatureExtractor, extract, load_features
+from fewstep.metrics.features import (
+    CHUNK,
+    FeatureExtractor,
+    extract,
+    extract_outputs,
+    gather_features,
+    load_features,
+    rank_images,
+)
 from fewstep.metrics.frechet import (
     GaussianStats,
     frechet_distance,
@@ -49,11 +60,27 @@ def test_features_of_fixed_images_are_the_pinned_numbers(lite0: FeatureExtractor
     np.testing.assert_allclose(features[[0, 1, 3], :4], pinned, atol=1e-3)
 
 
-def test_batch_size_does_not_change_features(lite0: FeatureExtractor) -> None:
-    images = pattern(13)
-    whole = extract(lite0, images, batch=13)
-    for batch in (1, 4, 100):
-        np.testing.assert_allclose(extract(lite0, images, batch), whole, atol=1e-5)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_distance_is_the_same_to_the_bit_for_every_batch_size_and_number_of_ranks(
+    lite0: FeatureExtractor, threads: int
+) -> None:
+    images = pattern(2 * CHUNK + 37)
+    whole = extract(lite0, images, batch=len(images))
+    reference = gaussian_stats(whole + 0.1)
+    distance = frechet_distance(gaussian_stats(whole), reference)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        cuts = [extract(lite0, images, batch) for batch in (1, 7, 64, CHUNK, 150)]
+        for world in (2, 3, 5):  # 5: more ranks than chunks
+            own = [rank_images(len(images), rank, world) for rank in range(world)]
+            shards = [images[r.start : r.stop] for r in own]
+            cuts.append(np.concatenate([extract(lite0, s, 64) for s in shards if len(s)]))
+    finally:
+        torch.set_num_threads(before)
+    for features in cuts:
+        assert (features == whole).all()
+        assert frechet_distance(gaussian_stats(features), reference) == distance
 
 
 def test_grey_equals_the_same_grey_in_three_channels(lite0: FeatureExtractor) -> None:
@@ -125,10 +152,75 @@ def test_images_that_are_not_uint8_nchw_are_refused(
         lite0(images)
 
 
+def channel_means(images: torch.Tensor) -> torch.Tensor:
+    return images.float().mean((2, 3))
+
+
 def test_progress_counts_every_image_once() -> None:
     done: list[int] = []
-    extract(lambda images: images.float().mean((2, 3)), pattern(10), 4, done.append)
-    assert done == [4, 4, 2]
+    extract(channel_means, pattern(2 * CHUNK + 10), 30, done.append)
+    assert done == [CHUNK, CHUNK, 10]
+
+
+def fussy(images: torch.Tensor) -> torch.Tensor:
+    """Features that change with an image's place in the call and with the call's size."""
+    count = len(images)
+    return channel_means(images) + torch.arange(count)[:, None] / 7 + torch.tensor(count).log()
+
+
+def test_features_of_a_network_that_minds_its_batch_are_the_same_however_images_come() -> None:
+    images = pattern(3 * CHUNK + 37)
+    whole = extract(fussy, images, batch=len(images))
+    for batch in (1, 7, CHUNK, 150):
+        assert (extract(fussy, images, batch) == whole).all()
+    for world in (2, 3, 4):
+        own = [rank_images(len(images), rank, world) for rank in range(world)]
+        shards = [extract(fussy, images[r.start : r.stop], 64) for r in own]
+        assert (np.concatenate(shards) == whole).all()
+
+
+@pytest.mark.parametrize("count", [0, 1, CHUNK, 5 * CHUNK + 1, 1234])
+@pytest.mark.parametrize("world", [1, 3, 8])
+def test_ranks_share_whole_chunks_evenly_and_leave_out_nothing(count: int, world: int) -> None:
+    own = [rank_images(count, rank, world) for rank in range(world)]
+    assert [i for r in own for i in r] == list(range(count))
+    assert all(r.start % CHUNK == 0 for r in own if r)
+    chunks = [-(-len(r) // CHUNK) for r in own]
+    assert max(chunks) - min(chunks) <= 1 and chunks[0] == max(chunks)
+
+
+def test_rank_outside_the_world_is_refused() -> None:
+    with pytest.raises(ValueError, match="need 0 <= rank < world, got rank 2 of 2"):
+        rank_images(10, 2, 2)
+
+
+def test_outputs_of_a_stream_keep_their_names_and_order() -> None:
+    images = pattern(CHUNK + 20)
+    batches = [images[:3], images[3:3], images[3:110], images[110:]]
+    found = extract_outputs(lambda x: {"mean": channel_means(x), "flat": x.flatten(1)}, batches)
+    assert (found["flat"] == images.reshape(len(images), -1)).all()
+    assert found["mean"].shape == (len(images), 1)
+    assert extract_outputs(lambda x: {"mean": channel_means(x)}, []) == {}
+
+
+def test_ranks_gather_in_order_of_the_images(tmp_path: Path) -> None:
+    count = CHUNK + 5  # two chunks on three ranks: one has none
+    spawn(_gather_on, (3, count, tmp_path), nprocs=3)
+    with np.load(tmp_path / "0.npz") as gathered:
+        assert (gathered["mean"] == channel_means(torch.from_numpy(pattern(count))).numpy()).all()
+    assert not (tmp_path / "1.npz").exists()
+
+
+def _gather_on(rank: int, world: int, count: int, folder: Path) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world)
+    own = rank_images(count, rank, world)
+    found = extract_outputs(
+        lambda x: {"mean": channel_means(x)}, [pattern(count)[own.start : own.stop]]
+    )
+    gathered = gather_features(found, Rank(rank, world, torch.device("cpu")))
+    if gathered is not None:
+        np.savez(folder / f"{rank}.npz", mean=gathered["mean"])
+    dist.destroy_process_group()
 
 
 # --- Fréchet distance ------------------------------------------------------------------------

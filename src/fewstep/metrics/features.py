@@ -1,15 +1,20 @@
 """Feature networks by name: uint8 images in, one vector an image out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fewstep.distributed import Rank
 from fewstep.metrics import efficientnet
+
+CHUNK = 100  # images of every network call; divides the usual 10,000 and 50,000
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,8 @@ class FeatureExtractor:
         label: what a distance on these features is called in tables ("FD-EffLite0").
         dim: length d of a feature vector.
         sha256: of the weights file.
-        network: uint8 (B, C, H, W) -> float32 (B, d).
+        network: uint8 (B, C, H, W) -> "features" (B, d), and what else other metrics need:
+            "logits", "spatial".
         device: where `network` lives.
     """
 
@@ -29,11 +35,15 @@ class FeatureExtractor:
     label: str
     dim: int
     sha256: str
-    network: Callable[[Tensor], Tensor]
+    network: Callable[[Tensor], Mapping[str, Tensor]]
     device: torch.device
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features of `images`, uint8, shape (N, C, H, W), C = 1 or 3: float32, shape (N, d).
+        """Features of `images`, float32, shape (N, d); otherwise as `outputs`."""
+        return self.outputs(images)["features"]
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """All outputs for `images`, uint8, shape (N, C, H, W), C = 1 or 3: float32, (N, any).
 
         Raises:
             ValueError: another dtype or shape.
@@ -44,7 +54,8 @@ class FeatureExtractor:
                 f"got {images.dtype} of shape {tuple(images.shape)} (params.yaml: data.channels)"
             )
         with torch.inference_mode(), _exact_convolutions():
-            return self.network(images.to(self.device)).float()
+            outputs = self.network(images.to(self.device))
+            return {name: rows.float() for name, rows in outputs.items()}
 
 
 def _exact_convolutions() -> AbstractContextManager[None]:
@@ -55,12 +66,13 @@ def _exact_convolutions() -> AbstractContextManager[None]:
 
 
 def _efficientnet_lite0(device: torch.device) -> FeatureExtractor:
+    network = efficientnet.load_efficientnet().to(device)
     return FeatureExtractor(
         name="efficientnet-lite0",
         label="FD-EffLite0",  # never FID: that name belongs to Inception-2015
         dim=efficientnet.DIM,
         sha256=efficientnet.SHA256,
-        network=efficientnet.load_efficientnet().to(device),
+        network=lambda images: {"features": network(images)},
         device=device,
     )
 
@@ -82,19 +94,34 @@ def load_features(name: str, device: torch.device | str = "cpu") -> FeatureExtra
     return FEATURES[name](torch.device(device))
 
 
+def rank_images(count: int, rank: int, world: int) -> range:
+    """The images of one rank out of `count`: whole chunks of CHUNK, in order, as even as they go.
+
+    Concatenated over ranks, the features of these are bit for bit those that one rank extracts.
+
+    Raises:
+        ValueError: not 0 <= rank < world.
+    """
+    if not 0 <= rank < world:
+        raise ValueError(f"need 0 <= rank < world, got rank {rank} of {world}")
+    chunks = -(-count // CHUNK)
+    first, last = (CHUNK * -(-chunks * r // world) for r in (rank, rank + 1))
+    return range(min(first, count), min(last, count))
+
+
 def extract(
     extractor: Callable[[Tensor], Tensor],
     images: NDArray[np.uint8],
     batch: int,
     progress: Callable[[int], object] | None = None,
 ) -> NDArray[np.float32]:
-    """Features of many images, batch by batch; `batch` changes them by float32 rounding only.
+    """Features of many images, the same bits whatever `batch`.
 
     Args:
         extractor: uint8 (B, C, H, W) -> float32 (B, d), a `FeatureExtractor` say.
-        images: uint8, shape (N, C, H, W), N >= 1.
-        batch: images in one call.
-        progress: called with the number of images of each finished batch; `bar.update` of tqdm.
+        images: uint8, shape (N, C, H, W), N >= 1; of several ranks, those of `rank_images`.
+        batch: images read at once, from a memory map for example.
+        progress: called with the number of images of each finished chunk; `bar.update` of tqdm.
 
     Returns:
         Shape (N, d).
@@ -106,10 +133,71 @@ def extract(
         raise ValueError("need at least 1 image, got 0 (params.yaml: generate.images)")
     if batch < 1:
         raise ValueError(f"need a batch of at least 1, got {batch} (params.yaml: generate.batch)")
-    features: list[NDArray[np.float32]] = []
-    for start in range(0, len(images), batch):
-        chunk = torch.from_numpy(images[start : start + batch].copy())  # read-only memory maps
-        features.append(extractor(chunk).cpu().numpy())
+    batches = (images[start : start + batch] for start in range(0, len(images), batch))
+    return extract_outputs(lambda x: {"features": extractor(x)}, batches, progress)["features"]
+
+
+def extract_outputs(
+    outputs: Callable[[Tensor], Mapping[str, Tensor]],
+    batches: Iterable[NDArray[np.uint8]],
+    progress: Callable[[int], object] | None = None,
+) -> dict[str, NDArray[np.float32]]:
+    """All outputs of a network for a stream of images, from files or straight from a sampler.
+
+    The network always sees CHUNK images, those of one chunk of the stream, the last chunk filled
+    up with black ones. So neither the batches that bring the images nor the ranks that share
+    them (`rank_images`) change a bit: another number of images in a call can change the order
+    of its sums.
+
+    Args:
+        outputs: uint8 (B, C, H, W) -> named (B, d), `FeatureExtractor.outputs` say.
+        batches: uint8, each of shape (any, C, H, W).
+        progress: called with the number of images of each finished chunk.
+
+    Returns:
+        Of each name, shape (N, d); nothing of no images, which a rank may have.
+    """
+    parts: dict[str, list[NDArray[np.float32]]] = {}
+    for chunk in _chunks(batches):
+        for name, rows in outputs(_filled_up(chunk)).items():
+            parts.setdefault(name, []).append(rows[: len(chunk)].cpu().numpy())
         if progress is not None:
             progress(len(chunk))
-    return np.concatenate(features)
+    return {name: np.concatenate(rows) for name, rows in parts.items()}
+
+
+def _chunks(batches: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+    """The same images in the same order, CHUNK at a time; the last chunk may be shorter."""
+    waiting: list[NDArray[np.uint8]] = []
+    for batch in batches:
+        while len(batch):
+            room = CHUNK - sum(map(len, waiting))
+            waiting.append(batch[:room])
+            batch = batch[room:]
+            if sum(map(len, waiting)) == CHUNK:
+                yield np.concatenate(waiting)
+                waiting = []
+    if waiting:
+        yield np.concatenate(waiting)
+
+
+def _filled_up(chunk: NDArray[np.uint8]) -> Tensor:
+    missing = np.zeros((CHUNK - len(chunk), *chunk.shape[1:]), np.uint8)
+    return torch.from_numpy(np.concatenate([chunk, missing]))
+
+
+def gather_features(
+    features: Mapping[str, NDArray[np.float32]], rank: Rank
+) -> dict[str, NDArray[np.float32]] | None:
+    """The features of all ranks in the order of the images on the first rank, None on the others.
+
+    Args:
+        features: what `extract_outputs` gave for this rank's `rank_images`.
+    """
+    if rank.world == 1:
+        return dict(features)
+    everyone: list[Any] | None = [None] * rank.world if rank.first else None
+    dist.gather_object(features, everyone)
+    if everyone is None:
+        return None
+    return {name: np.concatenate([f[name] for f in everyone if f]) for name in everyone[0]}
