@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewstep.distributed import Rank
-from fewstep.metrics import efficientnet
+from fewstep.metrics import efficientnet, inception
 
 CHUNK = 100  # images of every network call; divides the usual 10,000 and 50,000
 
@@ -65,8 +66,13 @@ def _exact_convolutions() -> AbstractContextManager[None]:
     )
 
 
-def _efficientnet_lite0(device: torch.device) -> FeatureExtractor:
-    network = efficientnet.load_efficientnet().to(device)
+Loader = Callable[[torch.device, Path | None, str | None], FeatureExtractor]
+
+
+def _efficientnet_lite0(
+    device: torch.device, weights: Path | None, sha256: str | None
+) -> FeatureExtractor:
+    network = efficientnet.load_efficientnet(weights).to(device)
     return FeatureExtractor(
         name="efficientnet-lite0",
         label="FD-EffLite0",  # never FID: that name belongs to Inception-2015
@@ -77,21 +83,51 @@ def _efficientnet_lite0(device: torch.device) -> FeatureExtractor:
     )
 
 
-FEATURES: dict[str, Callable[[torch.device], FeatureExtractor]] = {
+def _inception_2015(
+    device: torch.device, weights: Path | None, sha256: str | None
+) -> FeatureExtractor:
+    if weights is None:
+        raise ValueError(
+            f"need the weights of inception-2015, {inception.URL} with sha256 "
+            f"{inception.SHA256}, got none (params.yaml: metric.weights)"
+        )
+    sha256 = (sha256 or inception.SHA256).lower()
+    return FeatureExtractor(
+        name="inception-2015",
+        label="FID" if sha256 == inception.SHA256 else "FD-Inception",
+        dim=inception.DIM,
+        sha256=sha256,
+        network=inception.load_inception(weights, sha256).to(device),
+        device=device,
+    )
+
+
+FEATURES: dict[str, Loader] = {
     "efficientnet-lite0": _efficientnet_lite0,
+    "inception-2015": _inception_2015,
 }
 
 
-def load_features(name: str, device: torch.device | str = "cpu") -> FeatureExtractor:
+def load_features(
+    name: str,
+    device: torch.device | str = "cpu",
+    weights: Path | None = None,
+    sha256: str | None = None,
+) -> FeatureExtractor:
     """The feature network called `name`, on `device`.
 
+    Args:
+        name: one of FEATURES.
+        weights: its file, as `fewstep.download.fetch` gives it; None where a package brings it.
+        sha256: of that file; None: of the published one.
+
     Raises:
-        ValueError: an unknown name, or weights that are missing or not the pinned ones.
+        ValueError: an unknown name, or weights that are missing or not those of the sha256.
     """
     if name not in FEATURES:
         known = ", ".join(FEATURES)
         raise ValueError(f"need features from {known}, got {name!r} (params.yaml: metric.features)")
-    return FEATURES[name](torch.device(device))
+    return FEATURES[name](torch.device(device), weights, sha256)
 
 
 def rank_images(count: int, rank: int, world: int) -> range:
