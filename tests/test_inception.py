@@ -1,12 +1,8 @@
 """Inception-2015 against torch-fidelity's with random weights; its files; its resize."""
 
 import pickle
-import sys
-import types
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +19,7 @@ from fewstep.metrics.inception import (
     load_inception,
     resize_like_tensorflow1,
 )
+from fidelity import fidelity_module
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +48,10 @@ def network(weights: Path) -> Inception:
 
 @pytest.fixture(scope="module")
 def reference(weights: Path) -> Callable[[Tensor], dict[str, Tensor]]:
-    """torch-fidelity's network on the same weights.
-
-    Its package is bypassed: importing it imports torchvision, which a CPU torch may refuse.
-    """
-    spec = find_spec("torch_fidelity")
-    assert spec is not None and spec.origin is not None
-    package = types.ModuleType("torch_fidelity")
-    package.__path__ = [str(Path(spec.origin).parent)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "torch_fidelity", package)
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-        names = ["2048", "logits_unbiased"]
-        theirs: Any = FeatureExtractorInceptionV3("inception", names, str(weights))
+    """torch-fidelity's network on the same weights."""
+    module = fidelity_module("feature_extractor_inceptionv3")
+    names = ["2048", "logits_unbiased"]
+    theirs = module.FeatureExtractorInceptionV3("inception", names, str(weights))
     branch: list[Tensor] = []
     theirs.Mixed_6d.branch1x1.register_forward_hook(lambda m, i, output: branch.append(output))
 

@@ -145,6 +145,26 @@ def rank_images(count: int, rank: int, world: int) -> range:
     return range(min(first, count), min(last, count))
 
 
+def check_features(a: NDArray[np.floating], b: NDArray[np.floating], least: int = 2) -> None:
+    """Refuse two feature sets that no distance is defined for.
+
+    Raises:
+        ValueError: not matrices of one width, fewer than `least` rows, NaN or infinity.
+    """
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(
+            f"need features of shapes (m, d) and (n, d), got {a.shape} and {b.shape} "
+            "(params.yaml: metric.features)"
+        )
+    if min(len(a), len(b)) < least:
+        raise ValueError(
+            f"need at least {least} images on either side, got {len(a)} and {len(b)} "
+            "(params.yaml: generate.images, metric.reference_images)"
+        )
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("need finite features, got NaN or infinity")
+
+
 def extract(
     extractor: Callable[[Tensor], Tensor],
     images: NDArray[np.uint8],
