@@ -1,6 +1,6 @@
 """Modules of torch-fidelity, which ours are compared with, without torchvision.
 
-Its `__init__` and its `utils` import torchvision, which does not import with every torch.
+It imports torchvision all over, which does not import with every torch.
 """
 
 import sys
@@ -20,12 +20,13 @@ class _Empty(types.ModuleType):
 
 
 def fidelity_module(name: str) -> Any:  # noqa: ANN401
-    """torch_fidelity.`name`, with an empty package and empty utils around it."""
+    """torch_fidelity.`name`, with an empty package, utils and torchvision around it."""
     spec = find_spec("torch_fidelity")
     assert spec is not None and spec.origin is not None
     package = types.ModuleType("torch_fidelity")
     package.__path__ = [str(Path(spec.origin).parent)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "torch_fidelity", package)
-        patch.setitem(sys.modules, "torch_fidelity.utils", _Empty("torch_fidelity.utils"))
+        for empty in ("torch_fidelity.utils", "torchvision"):
+            patch.setitem(sys.modules, empty, _Empty(empty))
         return import_module(f"torch_fidelity.{name}")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewstep.distributed import Rank
-from fewstep.metrics import efficientnet, inception
+from fewstep.metrics import clip, dinov2, efficientnet, inception
 
 CHUNK = 100  # images of every network call; divides the usual 10,000 and 50,000
 
@@ -102,9 +102,34 @@ def _inception_2015(
     )
 
 
+def _dinov2(device: torch.device, weights: Path | None, sha256: str | None) -> FeatureExtractor:
+    path, sha256 = _given("dinov2", dinov2.URL, weights, sha256)
+    network = dinov2.load_dinov2(path, sha256)
+    return FeatureExtractor(
+        "dinov2", "FD-DINOv2", network.vit.dim, sha256, network.to(device), device
+    )
+
+
+def _clip(device: torch.device, weights: Path | None, sha256: str | None) -> FeatureExtractor:
+    path, sha256 = _given("clip", clip.URL, weights, sha256)
+    network = clip.load_clip(path, sha256).to(device)
+    return FeatureExtractor("clip", "FD-CLIP", network.vit.dim, sha256, network, device)
+
+
+def _given(name: str, url: str, weights: Path | None, sha256: str | None) -> tuple[Path, str]:
+    if weights is None or sha256 is None:
+        raise ValueError(
+            f"need the weights of {name}, {url}, and their sha256, got "
+            f"{weights} and {sha256} (params.yaml: metric.weights)"
+        )
+    return weights, sha256.lower()
+
+
 FEATURES: dict[str, Loader] = {
     "efficientnet-lite0": _efficientnet_lite0,
     "inception-2015": _inception_2015,
+    "dinov2": _dinov2,
+    "clip": _clip,
 }
 
 
@@ -119,7 +144,7 @@ def load_features(
     Args:
         name: one of FEATURES.
         weights: its file, as `fewstep.download.fetch` gives it; None where a package brings it.
-        sha256: of that file; None: of the published one.
+        sha256: of that file; None: of the published one, where it is known.
 
     Raises:
         ValueError: an unknown name, or weights that are missing or not those of the sha256.

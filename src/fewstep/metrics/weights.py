@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -10,7 +11,7 @@ from fewstep.files import sha256_file
 
 
 def read_weights(path: Path, sha256: str, source: str, key: str) -> dict[str, Tensor]:
-    """The state dict in a `torch.save` file, on the CPU.
+    """The state dict in a `torch.save` or safetensors file, on the CPU.
 
     Args:
         path: the file.
@@ -28,7 +29,7 @@ def read_weights(path: Path, sha256: str, source: str, key: str) -> dict[str, Te
             f"need sha256 {sha256} of {path}, got {found} (from {source}; params.yaml: {key})"
         )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = _load(path)
     except Exception as error:  # of torch, pickle, zipfile and struct, by what is wrong with it
         raise ValueError(
             f"need {source}, got {path}, which does not hold tensors alone and stays closed "
@@ -39,6 +40,13 @@ def read_weights(path: Path, sha256: str, source: str, key: str) -> dict[str, Te
             f"need a state dict from {source}, got something else in {path} (params.yaml: {key})"
         )
     return state
+
+
+def _load(path: Path) -> object:
+    """By content: a file from the download cache has no suffix."""
+    with open(path, "rb") as file:
+        safetensors = file.read(9)[8:] == b"{"  # behind the header's length
+    return load_file(path) if safetensors else torch.load(path, "cpu", weights_only=True)
 
 
 def fold_norm(module: nn.Module, conv: str, norm: str) -> None:
