@@ -1,5 +1,5 @@
-"""DINOv2 and CLIP with random weights: against torch's encoder layer, torch-fidelity's CLIP and,
-where it is installed, transformers; their preprocessing; their files."""
+"""DINOv2 and CLIP with random weights: against torch's encoder layer and torch-fidelity's CLIP;
+their preprocessing; their files."""
 
 from pathlib import Path
 from typing import Any
@@ -132,48 +132,6 @@ def test_clip_is_torch_fidelitys(
     expected = reference_clip(normalise(images(), 56, MEAN, STD, antialias=False))
     assert expected.shape == (2, 32) and float((expected[0] - expected[1]).abs().max()) > 0.01
     torch.testing.assert_close(ours(images())["features"], expected, rtol=1e-4, atol=1e-5)
-
-
-@torch.no_grad()
-def test_dinov2_is_that_of_transformers(tmp_path: Path) -> None:
-    """Without the fit of positions, which transformers does otherwise."""
-    transformers = pytest.importorskip("transformers")
-    state = dinov2_state(side=16)
-    ours = load_dinov2(*save(state, tmp_path / "weights.pth"))
-    theirs = transformers.Dinov2Model(
-        transformers.Dinov2Config(
-            hidden_size=WIDTH,
-            num_hidden_layers=DEPTH,
-            num_attention_heads=WIDTH // 64,
-            image_size=224,
-            patch_size=PATCH,
-        )
-    ).eval()
-    names = (
-        ("blocks.", "encoder.layer."),
-        ("ls1.gamma", "layer_scale1.lambda1"),
-        ("ls2.gamma", "layer_scale2.lambda1"),
-        ("attn.proj", "attention.output.dense"),
-        ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
-        ("cls_token", "embeddings.cls_token"),
-        ("mask_token", "embeddings.mask_token"),
-        ("pos_embed", "embeddings.position_embeddings"),
-    )
-    renamed = {}
-    for key, value in state.items():
-        if "attn.qkv" in key:
-            for which, part in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                new = key.replace("blocks.", "encoder.layer.")
-                renamed[new.replace("attn.qkv", f"attention.attention.{which}")] = part
-            continue
-        for old, new in names:
-            key = key.replace(old, new)
-        renamed[key.replace("norm.", "layernorm.") if key.startswith("norm.") else key] = value
-    theirs.load_state_dict(renamed)
-    x = images(size=224)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    expected = theirs(normalise(x, 224, mean, std, antialias=True)).pooler_output
-    torch.testing.assert_close(ours(x)["features"], expected, rtol=1e-4, atol=1e-4)
 
 
 def cubic(distance: float) -> float:
