@@ -114,14 +114,20 @@ def test_resize_to_the_same_size_changes_nothing() -> None:
 
 
 @pytest.mark.slow
-def test_features_are_the_same_to_the_bit_for_every_batch_size_and_number_of_ranks(
+def test_features_are_the_same_to_the_bit_for_every_batch_size_and_number_of_ranks_and_cores(
     weights: Path,
 ) -> None:
     extractor = load_features("inception-2015", "cpu", weights, sha256_file(weights))
     images = random_images(CHUNK + 5, 16)
-    whole = extract(extractor, images, batch=len(images))
     own = [rank_images(len(images), rank, 2) for rank in range(2)]
-    shards = [extract(extractor, images[r.start : r.stop], batch=7) for r in own]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        whole = extract(extractor, images, batch=len(images))
+        torch.set_num_threads(2)
+        shards = [extract(extractor, images[r.start : r.stop], batch=7) for r in own]
+    finally:
+        torch.set_num_threads(before)
     assert (np.concatenate(shards) == whole).all()
 
 

@@ -160,6 +160,38 @@ def channel_means(images: torch.Tensor) -> torch.Tensor:
     return images.float().mean((2, 3))
 
 
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_workers_compute_on_one_core_each_in_order_and_leave_torch_as_it_was(workers: int) -> None:
+    before, seen = torch.get_num_threads(), set()
+
+    def spy(chunk: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen.add(torch.get_num_threads())
+        time.sleep(0.02 * (chunk[0, 0, 0, 0].item() % 3))  # later chunks overtake
+        return {"mean": channel_means(chunk)}
+
+    images = pattern(5 * CHUNK + 3)
+    torch.set_num_threads(2)
+    try:
+        found = extract_outputs(spy, [images], workers=workers)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert (found["mean"] == channel_means(torch.from_numpy(images)).numpy()).all()
+    assert seen == {1 if workers else 2}
+
+
+def test_error_of_a_worker_is_raised_and_stops_the_others() -> None:
+    calls = []
+
+    def fail(chunk: torch.Tensor) -> dict[str, torch.Tensor]:
+        calls.append(len(chunk))
+        raise ValueError("bad chunk")
+
+    with pytest.raises(ValueError, match="bad chunk"):
+        extract_outputs(fail, [pattern(20 * CHUNK)], workers=2)
+    assert len(calls) <= 4
+
+
 def test_progress_counts_every_image_once() -> None:
     done: list[int] = []
     extract(channel_means, pattern(2 * CHUNK + 10), 30, done.append)

@@ -1,10 +1,12 @@
 """Feature networks by name: uint8 images in, one vector an image out."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +16,9 @@ from torch import Tensor
 
 from fewstep.distributed import Rank
 from fewstep.metrics import clip, dinov2, efficientnet, inception
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 CHUNK = 100  # images of every network call; divides the usual 10,000 and 50,000
 
@@ -43,6 +48,11 @@ class FeatureExtractor:
         """Features of `images`, float32, shape (N, d); otherwise as `outputs`."""
         return self.outputs(images)["features"]
 
+    @property
+    def workers(self) -> int:
+        """Chunks to compute at once: a core each on a CPU, see `extract_outputs`."""
+        return torch.get_num_threads() if self.device.type == "cpu" else 0
+
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         """All outputs for `images`, uint8, shape (N, C, H, W), C = 1 or 3: float32, (N, any).
 
@@ -54,13 +64,15 @@ class FeatureExtractor:
                 "need uint8 images of shape (N, 1 or 3, H, W), "
                 f"got {images.dtype} of shape {tuple(images.shape)} (params.yaml: data.channels)"
             )
-        with torch.inference_mode(), _exact_convolutions():
+        with torch.inference_mode(), _exact_convolutions(self.device):
             outputs = self.network(images.to(self.device))
             return {name: rows.float() for name, rows in outputs.items()}
 
 
-def _exact_convolutions() -> AbstractContextManager[None]:
+def _exact_convolutions(device: torch.device) -> AbstractContextManager[None]:
     """cuDNN in float32: TF32, its default, would make the score depend on the kind of GPU."""
+    if device.type == "cpu":  # where several threads may be here, and the flags are everyone's
+        return nullcontext()
     return torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     )
@@ -215,32 +227,38 @@ def extract(
     if batch < 1:
         raise ValueError(f"need a batch of at least 1, got {batch} (params.yaml: generate.batch)")
     batches = (images[start : start + batch] for start in range(0, len(images), batch))
-    return extract_outputs(lambda x: {"features": extractor(x)}, batches, progress)["features"]
+    workers = extractor.workers if isinstance(extractor, FeatureExtractor) else 0
+    found = extract_outputs(lambda x: {"features": extractor(x)}, batches, progress, workers)
+    return found["features"]
 
 
 def extract_outputs(
     outputs: Callable[[Tensor], Mapping[str, Tensor]],
     batches: Iterable[NDArray[np.uint8]],
     progress: Callable[[int], object] | None = None,
+    workers: int = 0,
 ) -> dict[str, NDArray[np.float32]]:
     """All outputs of a network for a stream of images, from files or straight from a sampler.
 
     The network always sees CHUNK images, those of one chunk of the stream, the last chunk filled
     up with black ones. So neither the batches that bring the images nor the ranks that share
-    them (`rank_images`) change a bit: another number of images in a call can change the order
-    of its sums.
+    them (`rank_images`) change a bit: another number of images in a call, or of cores, can change
+    the order of its sums.
 
     Args:
         outputs: uint8 (B, C, H, W) -> named (B, d), `FeatureExtractor.outputs` say.
         batches: uint8, each of shape (any, C, H, W).
         progress: called with the number of images of each finished chunk.
+        workers: chunks at once, each on one core; 0: one after the other on all that torch uses,
+            as a GPU needs it. `FeatureExtractor.workers` knows.
 
     Returns:
         Of each name, shape (N, d); nothing of no images, which a rank may have.
     """
     parts: dict[str, list[NDArray[np.float32]]] = {}
-    for chunk in _chunks(batches):
-        for name, rows in outputs(_filled_up(chunk)).items():
+    results = _in_order(lambda chunk: outputs(_filled_up(chunk)), _chunks(batches), workers)
+    for chunk, found in results:
+        for name, rows in found.items():
             parts.setdefault(name, []).append(rows[: len(chunk)].cpu().numpy())
         if progress is not None:
             progress(len(chunk))
@@ -260,6 +278,27 @@ def _chunks(batches: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]
                 waiting = []
     if waiting:
         yield np.concatenate(waiting)
+
+
+def _in_order(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[tuple[T, R]]:
+    """Each item and its result; `workers` threads run ahead, each computing on one core."""
+    if workers == 0:
+        yield from ((item, work(item)) for item in items)
+        return
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        waiting: deque[tuple[T, Future[R]]] = deque()
+        for item in items:
+            waiting.append((item, pool.submit(work, item)))
+            if len(waiting) == workers:
+                item, future = waiting.popleft()
+                yield item, future.result()
+        for item, future in waiting:
+            yield item, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)  # torch's setting is per thread, that of MKL is not
 
 
 def _filled_up(chunk: NDArray[np.uint8]) -> Tensor:
