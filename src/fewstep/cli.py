@@ -12,10 +12,12 @@ STAGES = {
     "train": "train a student, under torchrun",
     "generate": "sample the images of a row",
     "fid": "score the images of a row",
+    "import": "turn another project's checkpoint into a model of ours",
     "results-table": "collect all rows into results/",
     "check": "check params.yaml and stop",
 }
 NAMED = {"train": "student", "generate": "row", "fid": "row"}
+MODULES = {"import": "import_checkpoint"}  # where the name is a word of Python
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,6 +28,9 @@ def parser() -> argparse.ArgumentParser:
         command = stages.add_parser(stage, help=text, description=text)
         if stage in NAMED:
             command.add_argument("name", help=f"a {NAMED[stage]} of params.yaml")
+        if stage == "import":
+            command.add_argument("file", help="a checkpoint: a file, or a folder of accelerate")
+            command.add_argument("--out", help="where to; default artifacts/models/<name of file>")
         command.add_argument("--params", default="params.yaml", help="the params file")
     return main
 
@@ -40,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.stage == "check":
             print(f"{arguments.params}: {len(params.students)} students, {len(params.rows)} rows")
             return
-        module = importlib.import_module(f"fewstep.stages.{arguments.stage.replace('-', '_')}")
-        module.run(params, *([arguments.name] if arguments.stage in NAMED else []))
+        name = MODULES.get(arguments.stage, arguments.stage.replace("-", "_"))
+        given = [getattr(arguments, key) for key in ("name", "file", "out") if key in arguments]
+        importlib.import_module(f"fewstep.stages.{name}").run(params, *given)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"fewstep {arguments.stage}: {error}")
