@@ -54,6 +54,8 @@ def test_wrong_params_end_in_one_message_that_names_all_problems(
         (["fid", "nobody"], "need a row of teacher-heun-7, .*, got 'nobody'"),
         (["build-lmdb"], r"need a file or folder, got nothing at absent.npz .*data\.source"),
         (["ref-stats"], r"artifacts/data.lmdb"),
+        (["import", "absent.pkl"], r"fewstep import: .*absent.pkl"),
+        (["import", "params.yaml"], r"need an EDM pickle, a file of torch.save, or safetensors"),
     ],
 )
 def test_wrong_names_and_missing_inputs_are_named(

@@ -4,6 +4,8 @@ A zip archive holds a pickle, `data.pkl`, and each storage as a file `data/<key>
 is a row of pickles with the storages behind them. Nothing is unpacked to the disk.
 """
 
+import io
+import mmap
 import os
 import re
 import stat
@@ -33,10 +35,12 @@ def read_torch_file(path: str | os.PathLike[str]) -> object:
     """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        legacy = file.read(len(LEGACY_MAGIC)) == LEGACY_MAGIC
-        file.seek(0)
         try:
-            return read_legacy(file, size, _CALLS) if legacy else _read_zip(file, size)
+            if file.read(len(LEGACY_MAGIC)) != LEGACY_MAGIC:
+                return _read_zip(file, size)
+            # a mapping gives what is there where a file would first make room for what is claimed
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
+                return read_legacy(stream, size, _CALLS)
         except _ERRORS as error:
             raise ValueError(f"refused {path}: {error or type(error).__name__}") from error
 
@@ -66,10 +70,9 @@ def _read_zip(file: BinaryIO, size: int) -> object:
                 storages[key] = as_storage(archive.read(info), dtype)
             return storages[key].view(dtype)
 
-        with archive.open(members["data.pkl"]) as pickle:
-            return Reader(
-                pickle, members["data.pkl"].file_size, _CALLS | {PERSISTENT_ID: storage}
-            ).read()
+        pickle = archive.read(members["data.pkl"])
+        rules = _CALLS | {PERSISTENT_ID: storage}
+        return Reader(io.BytesIO(pickle), len(pickle), rules).read()
 
 
 def _members(infos: list[zipfile.ZipInfo], size: int) -> dict[str, zipfile.ZipInfo]:
@@ -106,7 +109,7 @@ def _problem(info: zipfile.ZipInfo) -> str | None:
 # --- the format before torch 1.6 -------------------------------------------------------------
 
 
-def read_legacy(stream: BinaryIO, size: int, calls: dict[str, Rule | None]) -> Any:  # noqa: ANN401
+def read_legacy(stream: io.BytesIO | mmap.mmap, size: int, calls: dict[str, Rule | None]) -> Any:  # noqa: ANN401
     """The object in a `torch.save` file of the format before torch 1.6, of `size` bytes.
 
     Pickles of a magic number, a version, a system, the object (whose persistent ids describe the
@@ -143,7 +146,7 @@ def read_legacy(stream: BinaryIO, size: int, calls: dict[str, Rule | None]) -> A
     return Reader(stream, size, calls | {PERSISTENT_ID: storage}).read()
 
 
-def _read_storage(stream: BinaryIO, size: int, dtype: Any, count: int) -> Tensor:  # noqa: ANN401
+def _read_storage(stream: io.BytesIO | mmap.mmap, size: int, dtype: Any, count: int) -> Tensor:  # noqa: ANN401
     stated = stream.read(8)
     length, left = count * dtype.itemsize, size - stream.tell()
     if not 0 <= length <= left or stated != count.to_bytes(8, "little"):
