@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 MAX_BYTES = 1 << 28  # of one image file; more is a mistake or an attack
@@ -73,6 +73,8 @@ def decode_image(data: bytes, how: Decoding) -> np.ndarray:
             pixels = np.asarray(_fit(image.convert(mode), how.resolution))
     except ValueError:
         raise
+    except UnidentifiedImageError:  # whose message has an address of memory in it
+        raise ValueError("is no PNG, JPEG or WebP") from None
     except Exception as error:  # PIL raises a dozen kinds, SyntaxError among them
         raise ValueError(f"cannot be decoded: {error or type(error).__name__}") from error
     return np.ascontiguousarray(np.atleast_3d(pixels).transpose(2, 0, 1))
@@ -128,7 +130,9 @@ def _decode(parts: list[Part], how: Decoding) -> list[Decoded]:
 def _decode_one(part: Part, how: Decoding) -> Decoded:
     try:
         return Decoded(part.where, part.label, decode_image(part.read(), how))
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        return Decoded(part.where, part.label, None, f"cannot be read: {error.strerror}")
+    except ValueError as error:
         return Decoded(part.where, part.label, None, str(error))
 
 

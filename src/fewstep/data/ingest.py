@@ -150,7 +150,7 @@ class _Partial:
     def fill(self, source: Stream, workers: int, on_error: OnError, silent: bool) -> None:
         """Append the images of the source from the first missing one on."""
         start = self.next
-        if start:
+        if start and not silent:
             print(f"build-lmdb: goes on behind {start} of {len(source)} images", flush=True)
         if self.skipped and on_error == "stop":
             raise unreadable(self.skipped[0]["file"], self.skipped[0]["reason"], self.name)
