@@ -10,7 +10,7 @@ import struct
 import subprocess
 import time
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,8 @@ def snapshot(**extra: object) -> bytes:
     """What EpiGenomics' fork saves: the loss holds the teacher, with tensors of a GPU."""
     there = tensor(storage_bytes(6, 6, where="cuda:0"), 0, (2, 3), (3, 1))
     teacher = persistent("EDMPrecond", _parameters={"weight": there})
-    loss = persistent("MultistepConsistency", net=teacher, S=8, device=torch.device("cuda:0"))
+    seen = {"edges": Counter(a=3), "last": deque([1, 2], 9), "sums": defaultdict(float, a=1.0)}
+    loss = persistent("MultistepConsistency", net=teacher, device=torch.device("cuda:0"), **seen)
     content = {"ema": edm_network(), "loss_fn": loss, "augment_pipe": None, "dataset_kwargs": {}}
     return pickle.dumps(content | extra)
 
@@ -498,6 +499,14 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: header({"__metadata__": {"fewstep": "[" * 10**5}}),
         "nested too deeply",
     ),
+    "safe: metadata nested a little less": (
+        lambda: header({"__metadata__": {"fewstep": '{"a":' * 900 + "1" + "}" * 900}}),
+        "nested too deeply|need model.map_layer0",
+    ),
+    "safe: NaN in the metadata": (
+        lambda: header({"__metadata__": {"fewstep": '{"kimg": NaN}'}}),
+        "refused .*not JSON compliant",
+    ),
     "safe: metadata that are a list": (
         lambda: header({"__metadata__": {"fewstep": "[1]"}}),
         "a JSON object, got list",
@@ -621,7 +630,7 @@ def test_a_checkpoint_becomes_a_model_of_ours(
     assert json.loads(Path("artifacts/models/student/model.json").read_text()) == about
     assert about["left_out"] == ["model.map_augment.weight"] and about["source"] == "student.bin"
     out = capsys.readouterr().out
-    assert "student.bin is torch archive" in out and "model_channels: 32" in out
+    assert "student.bin: torch archive, sha256" in out and "model_channels: 32" in out
     assert "left out: model.map_augment.weight" in out
     stage.run(tiny_params(tmp_path, **FITS), "artifacts/models/student", out="elsewhere")
     assert read_safetensors(Path("elsewhere/model.safetensors"))[1]["format"] == "safetensors"

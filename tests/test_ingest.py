@@ -394,6 +394,12 @@ def test_parquet_of_other_columns_or_without_pyarrow_is_refused(
         open_source(tmp_path / "x.parquet", 8, 3, CLASSES)
 
 
+def test_image_files_have_one_or_three_channels(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "x", pngs())
+    with pytest.raises(ValueError, match=r"need 1 or 3 channels, got 2 .*data\.channels"):
+        open_source(source, 8, 2, CLASSES)
+
+
 def test_a_batch_cut_inside_is_refused_while_it_is_read(tmp_path: Path) -> None:
     source = write_batches(tmp_path / "x")
     with zipfile.ZipFile(source / "train_data_batch_10.npz") as archive:

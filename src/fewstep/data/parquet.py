@@ -1,5 +1,6 @@
 """Images in Hugging Face parquet shards: columns `image` {bytes, path} and `label`."""
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -93,7 +94,8 @@ def _survey(file: Path) -> tuple[list[int], np.ndarray]:
     try:
         shard = _pyarrow().ParquetFile(file)
         columns = {field.name: str(field.type) for field in shard.schema_arrow}
-        if "bytes: binary" not in columns.get("image", "") or "int" not in columns.get("label", ""):
+        image, kind = columns.get("image", ""), columns.get("label", "")
+        if not re.search("bytes: (large_)?binary", image) or "int" not in kind:
             raise ValueError(f"columns {columns}")
         label = shard.read(["label"]).column("label")
         if label.null_count:

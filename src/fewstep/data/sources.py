@@ -107,8 +107,6 @@ def open_source(path: str | Path, resolution: int, channels: int, classes: int) 
     wanted = (path, resolution, channels, classes)
     if not path.exists():
         raise ValueError(f"need a file or folder, got nothing at {path} (params.yaml: data.source)")
-    if channels not in (1, 3) and path.suffix not in (".npz", ".lmdb"):
-        raise ValueError(f"need 1 or 3 channels, got {channels} (params.yaml: data.channels)")
     if batches(path):
         return open_batches(*wanted)
     if path.suffix == ".npz":

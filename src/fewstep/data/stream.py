@@ -61,6 +61,10 @@ class FileStream(Stream):
     parts: Parts
     fit: bool
 
+    def __post_init__(self) -> None:
+        if (channels := self.shape[0]) not in (1, 3):
+            raise ValueError(f"need 1 or 3 channels, got {channels} (params.yaml: data.channels)")
+
     def __len__(self) -> int:
         return len(self.parts)
 

@@ -4,6 +4,7 @@ Recognised by content, not by name: EDM's pickles and training snapshots, what `
 (DMD2's pytorch_model.bin), safetensors (ours, accelerate's), and folders of accelerate.
 """
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ def _reader(file: Path) -> tuple[Any, str]:
 def _safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         weights, about = read_safetensors(file)
+        json.dumps(about, indent=2, allow_nan=False)  # as model.json will
     except RecursionError as error:
         raise ValueError("its metadata are nested too deeply") from error
     if not isinstance(about, dict):

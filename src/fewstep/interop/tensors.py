@@ -80,6 +80,20 @@ def _set(reader: Reader, items: Any = ()) -> set[Any]:  # noqa: ANN401
     return {key_of(item) for item in items}
 
 
+def _list(reader: Reader, items: Any = (), *_: object) -> list[Any]:  # noqa: ANN401
+    reader.charge(len(require(items, list, tuple)))
+    return list(items)
+
+
+def _counter(reader: Reader, counts: Any) -> dict[Any, Any]:  # noqa: ANN401
+    reader.charge(len(require(counts, dict)))
+    return dict(counts)
+
+
+def _defaultdict(reader: Reader, *factory: object) -> dict[Any, Any]:
+    return {}
+
+
 def _scalar(reader: Reader, dtype: Inert, data: bytes) -> float | int | bool:
     code = str(require(require(dtype, Inert).args[0], str))
     order = require(dtype.state, tuple)[1] if dtype.state else "<"
@@ -93,6 +107,9 @@ CALLS: dict[str, Rule | None] = {
     "torch_utils.persistence._reconstruct_persistent_obj": None,
     **dict(zip(REBUILD, (_tensor, _parameter), strict=True)),
     "collections.OrderedDict": _ordered_dict,
+    "collections.Counter": _counter,
+    "collections.defaultdict": _defaultdict,
+    "collections.deque": _list,
     "dnnlib.util.EasyDict": _dict,
     "builtins.set": _set,
     "__builtin__.set": _set,
@@ -100,6 +117,7 @@ CALLS: dict[str, Rule | None] = {
     "torch.device": None,
     "numpy.dtype": None,
     "numpy.ndarray": None,
+    **{f"builtins.{kind}": None for kind in ("int", "float", "list", "dict")},  # of a defaultdict
     **{f"torch.{dtype}": None for dtype in ("float16", "bfloat16", "float32", "float64", "int64")},
     **{f"numpy.{core}.multiarray._reconstruct": None for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},

@@ -30,7 +30,7 @@ def describe(file: str, about: dict[str, Any]) -> str:
     if left_out := about["left_out"]:
         more = f" and {len(left_out) - 6} more" if len(left_out) > 6 else ""
         lines.append(f"left out: {', '.join(left_out[:6])}{more}")
-    return "\n  ".join([f"import: {file} is {about['format']}, sha256 {about['sha256']}", *lines])
+    return "\n  ".join([f"import: {file}: {about['format']}, sha256 {about['sha256']}", *lines])
 
 
 def verify(weights: dict[str, Any], about: dict[str, Any], params: Params, origin: str) -> None:
