@@ -33,10 +33,14 @@ class ParamsError(ValueError):
 
 @dataclass(frozen=True)
 class Data:
+    """Without `workers` as many processes as there are cores; without `on_error` stop."""
+
     source: str
     resolution: int
     channels: int
     classes: int
+    on_error: Literal["stop", "skip"] | None = None
+    workers: int | None = None
 
 
 @dataclass(frozen=True)
