@@ -5,6 +5,9 @@ from torch import Tensor, nn
 
 from fewstep.denoiser import Denoiser
 from fewstep.unet import UNet
+from pickles import canary, edm_modules
+
+__all__ = ["canary", "edm_modules"]  # fixtures
 
 CLASSES = 3
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiment import tiny_params
-from fewstep.cli import STAGES, main
+from fewstep.cli import MODULES, STAGES, main
 
 
 def test_help_imports_nothing_slow() -> None:
@@ -24,7 +24,8 @@ def test_help_imports_nothing_slow() -> None:
 def test_every_stage_has_a_module() -> None:
     root = Path(__file__).parents[1] / "src" / "fewstep" / "stages"
     modules = {file.stem.replace("_", "-") for file in root.glob("[a-z]*.py")}
-    assert modules == set(STAGES) - {"check"}
+    named = {MODULES.get(stage, stage).replace("_", "-") for stage in STAGES}
+    assert modules == named - {"check"}
 
 
 def test_wrong_params_end_in_one_message_that_names_all_problems(
@@ -53,6 +54,8 @@ def test_wrong_params_end_in_one_message_that_names_all_problems(
         (["fid", "nobody"], "need a row of teacher-heun-7, .*, got 'nobody'"),
         (["build-lmdb"], r"need a file or folder, got nothing at absent.npz .*data\.source"),
         (["ref-stats"], r"artifacts/data.lmdb"),
+        (["import", "absent.pkl"], r"fewstep import: .*absent.pkl"),
+        (["import", "params.yaml"], r"need an EDM pickle, a file of torch.save, or safetensors"),
     ],
 )
 def test_wrong_names_and_missing_inputs_are_named(

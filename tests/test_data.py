@@ -113,9 +113,9 @@ def test_source_files_of_another_kind_are_refused(tmp_path: Path) -> None:
     (tmp_path / "array.npy").rename(tmp_path / "array.npz")
     refused("array.npz", r"need a whole \.npz")
     (tmp_path / "x.tar").touch()
-    refused("x.tar", r"need a \.npz or an LMDB, got .*x\.tar")
+    refused("x.tar", r"need an LMDB, a \.npz, .* or a folder of images, got .*x\.tar")
     (tmp_path / "folder").mkdir()
-    refused("folder", r"need a \.npz or an LMDB")
+    refused("folder", r"need PNG, JPEG or WebP images below .*folder, got none")
 
 
 # LMDB

@@ -13,7 +13,6 @@ import pickle
 import shutil
 import struct
 import subprocess
-import sys
 import time
 import types
 from collections.abc import Callable
@@ -24,60 +23,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._utils import _rebuild_tensor_v2
 
 import parity
 from fewstep.interop.edm_pickle import import_edm_pickle
+from pickles import MAGIC, Call, imported, persistent, storage_bytes, tensor
 
 VECTORS = Path(__file__).parent / "data" / "parity"
-MAGIC = 0x1950A86A20F9469CFC6C
-
-
-class EasyDict(dict[str, Any]):
-    """Pickled under EDM's name, which no installed package has."""
-
-
-def _reconstruct_persistent_obj(meta: EasyDict) -> None:
-    raise AssertionError("the importer called the persistence wrapper")
-
-
-@pytest.fixture(autouse=True)
-def edm_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `pickle.dumps` write the names that EDM's own modules have."""
-    for item, name in (
-        (EasyDict, "dnnlib.util"),
-        (_reconstruct_persistent_obj, "torch_utils.persistence"),
-    ):
-        monkeypatch.setattr(item, "__module__", name)
-        module = types.ModuleType(name)
-        setattr(module, item.__name__, item)
-        monkeypatch.setitem(sys.modules, name, module)
-        package = name.split(".")[0]
-        monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
-
-
-class Call:
-    """Pickles as a call of a function, which `pickle.load` makes."""
-
-    def __init__(self, function: Callable[..., Any], *args: object) -> None:
-        self.call = function, args
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[object, ...]]:
-        return self.call
-
-
-def persistent(class_name: str, **state: object) -> Call:
-    """An object as EDM's persistence wrapper pickles it."""
-    empty = {
-        "_parameters": {},
-        "_buffers": {},
-        "_modules": {},
-        "_init_args": (),
-        "_init_kwargs": {},
-    }
-    source = "raise SystemExit('executed')"
-    meta = {"type": "class", "version": 6, "module_src": source, "class_name": class_name}
-    return Call(_reconstruct_persistent_obj, EasyDict(meta, state=empty | state))
+pytestmark = pytest.mark.usefixtures("edm_modules")
 
 
 def teacher(weight: object = None, **state: object) -> bytes:
@@ -213,21 +165,9 @@ CALLS: list[tuple[Callable[..., Any], tuple[object, ...]]] = [
 NAMES = [f"{function.__module__}.{function.__qualname__}" for function, _ in CALLS]
 
 
-@pytest.fixture
-def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Hostile files run here; every one of them leaves `canary` behind when executed."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "canary"
-
-
 def hostile(index: int) -> Call:
     function, args = CALLS[index]
     return Call(function, *(a for a in args if not isinstance(a, types.ModuleType)))
-
-
-def imported() -> set[str]:
-    """Modules but for text codecs, which Python itself loads."""
-    return {name for name in sys.modules if not name.startswith("encodings.")}
 
 
 def refused(folder: Path, data: bytes, message: str) -> None:
@@ -326,29 +266,6 @@ def test_a_registered_extension_is_refused(canary: Path) -> None:
 
 
 # --- files that claim more than they hold ------------------------------------------------------
-
-
-def storage_bytes(count: int, held: int, claimed: int | None = None) -> bytes:
-    """torch's inner file of a storage of `count` floats that holds `held` of them."""
-
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, obj: object) -> tuple[object, ...] | None:
-            return (
-                ("storage", torch.FloatStorage, "7", "cpu", count, None) if obj is MAGIC else None
-            )
-
-    buffer = io.BytesIO()
-    for item in (MAGIC + 0, 1001, {"little_endian": True}):
-        buffer.write(pickle.dumps(item, 2))
-    Pickler(buffer, 2).dump(MAGIC)
-    buffer.write(pickle.dumps(["7"], 2))
-    buffer.write(struct.pack("<q", count if claimed is None else claimed) + bytes(4 * held))
-    return buffer.getvalue()
-
-
-def tensor(inner: bytes, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Call:
-    storage = Call(torch.storage._load_from_bytes, inner)
-    return Call(_rebuild_tensor_v2, storage, offset, size, stride, False, {})
 
 
 def test_a_handmade_storage_imports(tmp_path: Path) -> None:

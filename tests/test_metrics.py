@@ -1,14 +1,27 @@
 """Features and the Fréchet distance: closed forms, recorded numbers, invariance, refusals."""
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
+from torch.multiprocessing.spawn import spawn
 
-from fewstep.metrics import efficientnet
-from fewstep.metrics.features import FeatureExtractor, extract, load_features
+from fewstep.distributed import Rank
+from fewstep.metrics import efficientnet, frechet
+from fewstep.metrics.features import (
+    CHUNK,
+    FeatureExtractor,
+    extract,
+    extract_outputs,
+    gather_features,
+    load_features,
+    rank_images,
+)
 from fewstep.metrics.frechet import (
     GaussianStats,
     frechet_distance,
@@ -49,11 +62,27 @@ def test_features_of_fixed_images_are_the_pinned_numbers(lite0: FeatureExtractor
     np.testing.assert_allclose(features[[0, 1, 3], :4], pinned, atol=1e-3)
 
 
-def test_batch_size_does_not_change_features(lite0: FeatureExtractor) -> None:
-    images = pattern(13)
-    whole = extract(lite0, images, batch=13)
-    for batch in (1, 4, 100):
-        np.testing.assert_allclose(extract(lite0, images, batch), whole, atol=1e-5)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_distance_is_the_same_to_the_bit_for_every_batch_size_and_number_of_ranks(
+    lite0: FeatureExtractor, threads: int
+) -> None:
+    images = pattern(2 * CHUNK + 37)
+    whole = extract(lite0, images, batch=len(images))
+    reference = gaussian_stats(whole + 0.1)
+    distance = frechet_distance(gaussian_stats(whole), reference)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        cuts = [extract(lite0, images, batch) for batch in (1, 7, 64, CHUNK, 150)]
+        for world in (2, 3, 5):  # 5: more ranks than chunks
+            own = [rank_images(len(images), rank, world) for rank in range(world)]
+            shards = [images[r.start : r.stop] for r in own]
+            cuts.append(np.concatenate([extract(lite0, s, 64) for s in shards if len(s)]))
+    finally:
+        torch.set_num_threads(before)
+    for features in cuts:
+        assert (features == whole).all()
+        assert frechet_distance(gaussian_stats(features), reference) == distance
 
 
 def test_grey_equals_the_same_grey_in_three_channels(lite0: FeatureExtractor) -> None:
@@ -100,7 +129,9 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_features_are_refused_with_the_known_names() -> None:
-    message = r"need features from efficientnet-lite0, got 'vgg' \(params.yaml: metric.features\)"
+    message = (
+        r"need features from efficientnet-lite0, .*, got 'vgg' \(params.yaml: metric.features\)"
+    )
     with pytest.raises(ValueError, match=message):
         load_features("vgg")
 
@@ -125,10 +156,107 @@ def test_images_that_are_not_uint8_nchw_are_refused(
         lite0(images)
 
 
+def channel_means(images: torch.Tensor) -> torch.Tensor:
+    return images.float().mean((2, 3))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_workers_compute_on_one_core_each_in_order_and_leave_torch_as_it_was(workers: int) -> None:
+    before, seen = torch.get_num_threads(), set()
+
+    def spy(chunk: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen.add(torch.get_num_threads())
+        time.sleep(0.02 * (chunk[0, 0, 0, 0].item() % 3))  # later chunks overtake
+        return {"mean": channel_means(chunk)}
+
+    images = pattern(5 * CHUNK + 3)
+    torch.set_num_threads(2)
+    try:
+        found = extract_outputs(spy, [images], workers=workers)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert (found["mean"] == channel_means(torch.from_numpy(images)).numpy()).all()
+    assert seen == {1 if workers else 2}
+
+
+def test_error_of_a_worker_is_raised_and_stops_the_others() -> None:
+    calls = []
+
+    def fail(chunk: torch.Tensor) -> dict[str, torch.Tensor]:
+        calls.append(len(chunk))
+        raise ValueError("bad chunk")
+
+    with pytest.raises(ValueError, match="bad chunk"):
+        extract_outputs(fail, [pattern(20 * CHUNK)], workers=2)
+    assert len(calls) <= 4
+
+
 def test_progress_counts_every_image_once() -> None:
     done: list[int] = []
-    extract(lambda images: images.float().mean((2, 3)), pattern(10), 4, done.append)
-    assert done == [4, 4, 2]
+    extract(channel_means, pattern(2 * CHUNK + 10), 30, done.append)
+    assert done == [CHUNK, CHUNK, 10]
+
+
+def fussy(images: torch.Tensor) -> torch.Tensor:
+    """Features that change with an image's place in the call and with the call's size."""
+    count = len(images)
+    return channel_means(images) + torch.arange(count)[:, None] / 7 + torch.tensor(count).log()
+
+
+def test_features_of_a_network_that_minds_its_batch_are_the_same_however_images_come() -> None:
+    images = pattern(3 * CHUNK + 37)
+    whole = extract(fussy, images, batch=len(images))
+    for batch in (1, 7, CHUNK, 150):
+        assert (extract(fussy, images, batch) == whole).all()
+    for world in (2, 3, 4):
+        own = [rank_images(len(images), rank, world) for rank in range(world)]
+        shards = [extract(fussy, images[r.start : r.stop], 64) for r in own]
+        assert (np.concatenate(shards) == whole).all()
+
+
+@pytest.mark.parametrize("count", [0, 1, CHUNK, 5 * CHUNK + 1, 1234])
+@pytest.mark.parametrize("world", [1, 3, 8])
+def test_ranks_share_whole_chunks_evenly_and_leave_out_nothing(count: int, world: int) -> None:
+    own = [rank_images(count, rank, world) for rank in range(world)]
+    assert [i for r in own for i in r] == list(range(count))
+    assert all(r.start % CHUNK == 0 for r in own if r)
+    chunks = [-(-len(r) // CHUNK) for r in own]
+    assert max(chunks) - min(chunks) <= 1 and chunks[0] == max(chunks)
+
+
+def test_rank_outside_the_world_is_refused() -> None:
+    with pytest.raises(ValueError, match="need 0 <= rank < world, got rank 2 of 2"):
+        rank_images(10, 2, 2)
+
+
+def test_outputs_of_a_stream_keep_their_names_and_order() -> None:
+    images = pattern(CHUNK + 20)
+    batches = [images[:3], images[3:3], images[3:110], images[110:]]
+    found = extract_outputs(lambda x: {"mean": channel_means(x), "flat": x.flatten(1)}, batches)
+    assert (found["flat"] == images.reshape(len(images), -1)).all()
+    assert found["mean"].shape == (len(images), 1)
+    assert extract_outputs(lambda x: {"mean": channel_means(x)}, []) == {}
+
+
+def test_ranks_gather_in_order_of_the_images(tmp_path: Path) -> None:
+    count = CHUNK + 5  # two chunks on three ranks: one has none
+    spawn(_gather_on, (3, count, tmp_path), nprocs=3)
+    with np.load(tmp_path / "0.npz") as gathered:
+        assert (gathered["mean"] == channel_means(torch.from_numpy(pattern(count))).numpy()).all()
+    assert not (tmp_path / "1.npz").exists()
+
+
+def _gather_on(rank: int, world: int, count: int, folder: Path) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world)
+    own = rank_images(count, rank, world)
+    found = extract_outputs(
+        lambda x: {"mean": channel_means(x)}, [pattern(count)[own.start : own.stop]]
+    )
+    gathered = gather_features(found, Rank(rank, world, torch.device("cpu")))
+    if gathered is not None:
+        np.savez(folder / f"{rank}.npz", mean=gathered["mean"])
+    dist.destroy_process_group()
 
 
 # --- Fréchet distance ------------------------------------------------------------------------
@@ -139,6 +267,40 @@ def test_distance_equals_the_recorded_reference(pair: int) -> None:
     with np.load(PARITY) as vectors:
         a, b = (gaussian_stats(vectors[f"{pair}/features_{side}"]) for side in "ab")
         assert frechet_distance(a, b) == pytest.approx(float(vectors[f"{pair}/fid"]), rel=1e-9)
+
+
+@pytest.mark.parametrize("dim", [112, 512])
+def test_distance_is_the_same_to_the_bit_on_any_number_of_threads(dim: int) -> None:
+    rng = np.random.default_rng(0)
+    spread = rng.normal(size=(dim, dim)) / dim**0.5
+    x, y = (rng.normal(size=(3 * dim, dim)) @ spread + shift for shift in (0, 0.1))
+    before, distances = torch.get_num_threads(), set()
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            distances.add(frechet_distance(gaussian_stats(x), gaussian_stats(y)))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert len(distances) == 1
+
+
+@pytest.mark.slow
+def test_distance_of_2048_features_is_scipys_and_at_least_two_and_a_half_times_as_fast() -> None:
+    dim, rng = 2048, np.random.default_rng(0)
+    spread = rng.normal(size=(dim, dim)) / dim**0.5 * np.linspace(0.2, 2, dim)
+    a, b = (gaussian_stats(rng.normal(size=(2 * dim, dim)) @ spread + s) for s in (0, 0.05))
+    start = time.perf_counter()
+    ours = frechet_distance(a, b)
+    middle = time.perf_counter()
+    root = np.trace(scipy.linalg.sqrtm(a.cov @ b.cov)).real
+    end = time.perf_counter()
+    offset = np.square(a.mean - b.mean).sum()
+    theirs = offset + np.trace(a.cov) + np.trace(b.cov) - 2 * root
+    assert ours == pytest.approx(theirs, rel=1e-6)
+    seconds = middle - start, end - middle
+    print(f"d = {dim}: eigh {seconds[0]:.1f} s, scipy.linalg.sqrtm {seconds[1]:.1f} s")
+    assert seconds[1] / seconds[0] >= 2.5
 
 
 def test_distance_of_commuting_gaussians_is_the_closed_form() -> None:
@@ -181,6 +343,16 @@ def test_features_that_are_not_finite_are_refused(bad: float) -> None:
         gaussian_stats(features)
     with pytest.raises(ValueError, match="finite stats, got NaN or infinity in the second"):
         frechet_distance(gaussian([0], np.eye(1)), gaussian([bad], np.eye(1)))
+
+
+def test_statistics_do_not_hang_on_how_many_rows_are_summed_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    features = np.random.default_rng(0).normal(3, 1, size=(100, 5)).astype(np.float32)
+    whole = gaussian_stats(features)
+    np.testing.assert_allclose(whole.cov, np.cov(features.astype(np.float64).T), rtol=1e-12)
+    monkeypatch.setattr(frechet, "ROWS", 7)
+    np.testing.assert_allclose(gaussian_stats(features).cov, whole.cov, rtol=1e-12)
 
 
 def test_one_image_is_refused_and_too_few_for_full_rank_warn() -> None:

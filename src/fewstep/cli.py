@@ -14,6 +14,7 @@ STAGES = {
     "train": "train a student, under torchrun",
     "generate": "sample the images of a row",
     "fid": "score the images of a row",
+    "import": "turn another project's checkpoint into a model of ours",
     "results-table": "collect all rows into results/",
     "phema": "rebuild a power-function average of a finished training (students.<name>.phema)",
     "check": "check params.yaml and stop",
@@ -25,6 +26,7 @@ NAMED = {
     "fid": "row",
     "phema": "student",
 }
+MODULES = {"import": "import_checkpoint"}  # where the name is a word of Python
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,7 +40,10 @@ def parser() -> argparse.ArgumentParser:
         if stage == "phema":
             command.add_argument("--std", type=float, required=True, help="relative width")
             command.add_argument("--kimg", type=float, help="time; the last snapshot's by default")
-            command.add_argument("--out", type=Path, help="folder; a new model by default")
+        if stage == "import":
+            command.add_argument("file", help="a checkpoint: a file, or a folder of accelerate")
+        if stage in ("import", "phema"):
+            command.add_argument("--out", type=Path, help="folder; by default a new one in models")
         command.add_argument("--params", default="params.yaml", help="the params file")
     return main
 
@@ -54,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if stage == "check":
             print(f"{path}: {len(params.students)} students, {len(params.rows)} rows")
             return
-        module = importlib.import_module(f"fewstep.stages.{stage.replace('-', '_')}")
-        module.run(params, **given)
+        name = MODULES.get(stage, stage.replace("-", "_"))
+        importlib.import_module(f"fewstep.stages.{name}").run(params, **given)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"fewstep {stage}: {error}")

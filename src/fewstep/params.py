@@ -33,10 +33,14 @@ class ParamsError(ValueError):
 
 @dataclass(frozen=True)
 class Data:
+    """Without `workers` as many processes as there are cores; without `on_error` stop."""
+
     source: str
     resolution: int
     channels: int
     classes: int
+    on_error: Literal["stop", "skip"] | None = None
+    workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,7 @@ class ConsistencySettings:
         "sqrt_karras",
         "truncated-snr",
     ]
+    uniform_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -167,6 +172,7 @@ class Student:
     keep_checkpoints: int
     settings: DenoisingSettings | ConsistencySettings | Dmd2Settings
     init_from: str | None = None
+    dropout_resolutions: tuple[int, ...] | None = None
     phema: Phema | None = None
     validation: Validation | None = None
 

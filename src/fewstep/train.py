@@ -161,8 +161,7 @@ class Run:
         done = self.nimg >= self.total
         log = done or self.crossed(self.total / LOG_ROWS / 1000)
         if log or self.nonfinite.due():
-            for event in self.nonfinite.check():
-                self.write(event)
+            self.write_nonfinite()
         if log:
             self.write_row()
         if block.phema and self.rank.first and (done or self.crossed(block.phema.snapshot_kimg)):
@@ -210,9 +209,21 @@ class Run:
     def elapsed(self) -> float:
         return self.seconds + time.monotonic() - self.started
 
+    @contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """Leave what is done out of the seconds and rates of the log, which are training's."""
+        began = time.monotonic()
+        yield
+        spent = time.monotonic() - began
+        self.started, self.row_at = self.started + spent, self.row_at + spent
+
     def write(self, row: dict[str, Any]) -> None:
         if self.tracker is not None:
             self.tracker.write(row)
+
+    def write_nonfinite(self) -> None:
+        for event in self.nonfinite.check():
+            self.write(event)
 
     def write_row(self) -> None:
         """A row of means over all ranks since the last one, and the progress text."""
@@ -240,7 +251,8 @@ class Run:
 
     def score(self) -> bool:
         """Validate the averaged student; whether it is the best so far."""
-        value, images = self.validating().student(self.averages.evaluated, self.name)
+        with self.off_the_clock():
+            value, images = self.validating().student(self.averages.evaluated, self.name)
         self.write_score(f"validation/{self.validating().extractor.label}", value)
         if self.tracker is not None:
             self.tracker.image("samples", tile(images[:40], 10, 2), self.nimg)
@@ -256,8 +268,9 @@ class Run:
         """The teacher's validation, when asked for, as the first row of the log."""
         teacher = getattr(self.method, "teacher", None)
         if self.block.validation and self.block.validation.teacher and teacher is not None:
-            label = self.validating().extractor.label
-            self.write_score(f"validation/teacher_{label}", self.validating().teacher(teacher))
+            with self.off_the_clock():
+                value = self.validating().teacher(teacher)
+            self.write_score(f"validation/teacher_{self.validating().extractor.label}", value)
 
     def validating(self) -> Validator:
         """The validator, whose feature network and reference are loaded when first needed."""
@@ -268,10 +281,10 @@ class Run:
 
     def write_score(self, name: str, value: float | None) -> None:
         self.write({"nimg": self.nimg, "kimg": self.nimg / 1000, name: value})
-        self.row_at, self.row_nimg = time.monotonic(), self.nimg  # rates are of training alone
 
     def save_state(self) -> None:
         """Begin to write the state of this moment; the first rank does, for all hold the same."""
+        self.write_nonfinite()
         meter = self.meter.over_ranks(self.rank)
         self.meter = meter if self.rank.first else Meter()
         if self.tracker is None:
@@ -290,8 +303,6 @@ class Run:
 
     def stop(self) -> None:
         """Save the state and leave what is shown in order."""
-        for event in self.nonfinite.check():
-            self.write(event)
         self.save_state()
         self.checkpoints.wait()
         barrier(self.rank)

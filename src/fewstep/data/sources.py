@@ -1,7 +1,7 @@
 """Where images come from: what `data.source` names, as a sequence of (uint8 CHW, label).
 
-A new kind of source (an EDM zip, a folder of PNGs) is one more branch of `open_source` that
-returns a `Source`; `build_lmdb` takes any.
+A new kind of source is one more branch of `open_source` that returns a `Source`. Those that must be
+decoded first are a `Stream`, which `ingest` writes down before `build_lmdb` reads it.
 """
 
 import zipfile
@@ -12,7 +12,11 @@ from typing import Protocol
 
 import numpy as np
 
+from fewstep.data.archives import open_zip
+from fewstep.data.folders import open_folder
+from fewstep.data.imagenet_npz import batches, open_batches
 from fewstep.data.lmdb import ImageDataset, check_labels, check_shape
+from fewstep.data.parquet import open_parquet, shards
 
 
 class Source(Protocol):
@@ -85,24 +89,42 @@ def open_source(path: str | Path, resolution: int, channels: int, classes: int) 
     """Open what `data.source` names and check that it is what the params promise.
 
     Args:
-        path: a `.npz` with `images` (N, C, H, W) uint8 and `labels` (N,) integers, or an LMDB
-            (file or folder) in the layout of `fewstep.data.lmdb`.
-        resolution, channels, classes: what the images must have (params.yaml: data).
+        path: one of
+            - an LMDB (file or folder) in the layout of `fewstep.data.lmdb`, DMD2's for one;
+            - a `.npz` with `images` (N, C, H, W) uint8 and `labels` (N,) integers;
+            - EDM's images, a `.zip` or folder with dataset.json;
+            - a `.zip` or folder with a folder of PNG, JPEG or WebP images for each class;
+            - downsampled ImageNet: train_data_batch_*.npz, one or a folder of them;
+            - Hugging Face shards: `.parquet`, one or a folder of them.
+        resolution, channels, classes: what the images must have (params.yaml: data). Those of
+            class folders and parquet shards are cropped and resized to it.
 
     Raises:
         ValueError: no such file, another kind of file, other shapes or types, no images, or a
             label outside [0, classes).
     """
     path = Path(path)
+    wanted = (path, resolution, channels, classes)
     if not path.exists():
         raise ValueError(f"need a file or folder, got nothing at {path} (params.yaml: data.source)")
+    if batches(path):
+        return open_batches(*wanted)
     if path.suffix == ".npz":
-        return _open_npz(path, resolution, channels, classes)
+        return _open_npz(*wanted)
     if path.suffix in (".lmdb", ".mdb") or (path / "data.mdb").is_file():
         dataset = ImageDataset(path, classes)
         dataset.check(resolution, channels, classes)
         return LmdbSource(path.name, dataset, classes)
-    raise ValueError(f"need a .npz or an LMDB, got {path} (params.yaml: data.source)")
+    if path.suffix == ".zip":
+        return open_zip(*wanted)
+    if shards(path):
+        return open_parquet(*wanted)
+    if path.is_dir():
+        return open_folder(*wanted)
+    raise ValueError(
+        "need an LMDB, a .npz, .zip or .parquet, or a folder of images, "
+        f"got {path} (params.yaml: data.source)"
+    )
 
 
 def _open_npz(path: Path, resolution: int, channels: int, classes: int) -> ArraySource:

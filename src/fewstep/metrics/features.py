@@ -1,15 +1,26 @@
 """Feature networks by name: uint8 images in, one vector an image out."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewstep.metrics import efficientnet
+from fewstep.distributed import Rank
+from fewstep.metrics import clip, dinov2, efficientnet, inception
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+CHUNK = 100  # images of every network call; divides the usual 10,000 and 50,000
 
 
 @dataclass(frozen=True)
@@ -21,7 +32,8 @@ class FeatureExtractor:
         label: what a distance on these features is called in tables ("FD-EffLite0").
         dim: length d of a feature vector.
         sha256: of the weights file.
-        network: uint8 (B, C, H, W) -> float32 (B, d).
+        network: uint8 (B, C, H, W) -> "features" (B, d), and what else other metrics need:
+            "logits", "spatial".
         device: where `network` lives.
     """
 
@@ -29,11 +41,20 @@ class FeatureExtractor:
     label: str
     dim: int
     sha256: str
-    network: Callable[[Tensor], Tensor]
+    network: Callable[[Tensor], Mapping[str, Tensor]]
     device: torch.device
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features of `images`, uint8, shape (N, C, H, W), C = 1 or 3: float32, shape (N, d).
+        """Features of `images`, float32, shape (N, d); otherwise as `outputs`."""
+        return self.outputs(images)["features"]
+
+    @property
+    def workers(self) -> int:
+        """Chunks to compute at once: a core each on a CPU, see `extract_outputs`."""
+        return torch.get_num_threads() if self.device.type == "cpu" else 0
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """All outputs for `images`, uint8, shape (N, C, H, W), C = 1 or 3: float32, (N, any).
 
         Raises:
             ValueError: another dtype or shape.
@@ -43,43 +64,142 @@ class FeatureExtractor:
                 "need uint8 images of shape (N, 1 or 3, H, W), "
                 f"got {images.dtype} of shape {tuple(images.shape)} (params.yaml: data.channels)"
             )
-        with torch.inference_mode(), _exact_convolutions():
-            return self.network(images.to(self.device)).float()
+        with torch.inference_mode(), _exact_convolutions(self.device):
+            outputs = self.network(images.to(self.device))
+            return {name: rows.float() for name, rows in outputs.items()}
 
 
-def _exact_convolutions() -> AbstractContextManager[None]:
+def _exact_convolutions(device: torch.device) -> AbstractContextManager[None]:
     """cuDNN in float32: TF32, its default, would make the score depend on the kind of GPU."""
+    if device.type == "cpu":  # where several threads may be here, and the flags are everyone's
+        return nullcontext()
     return torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     )
 
 
-def _efficientnet_lite0(device: torch.device) -> FeatureExtractor:
+Loader = Callable[[torch.device, Path | None, str | None], FeatureExtractor]
+
+
+def _efficientnet_lite0(
+    device: torch.device, weights: Path | None, sha256: str | None
+) -> FeatureExtractor:
+    network = efficientnet.load_efficientnet(weights).to(device)
     return FeatureExtractor(
         name="efficientnet-lite0",
         label="FD-EffLite0",  # never FID: that name belongs to Inception-2015
         dim=efficientnet.DIM,
         sha256=efficientnet.SHA256,
-        network=efficientnet.load_efficientnet().to(device),
+        network=lambda images: {"features": network(images)},
         device=device,
     )
 
 
-FEATURES: dict[str, Callable[[torch.device], FeatureExtractor]] = {
+def _inception_2015(
+    device: torch.device, weights: Path | None, sha256: str | None
+) -> FeatureExtractor:
+    if weights is None:
+        raise ValueError(
+            f"need the weights of inception-2015, {inception.URL} with sha256 "
+            f"{inception.SHA256}, got none (params.yaml: metric.weights)"
+        )
+    sha256 = (sha256 or inception.SHA256).lower()
+    return FeatureExtractor(
+        name="inception-2015",
+        label="FID" if sha256 == inception.SHA256 else "FD-Inception",
+        dim=inception.DIM,
+        sha256=sha256,
+        network=inception.load_inception(weights, sha256).to(device),
+        device=device,
+    )
+
+
+def _dinov2(device: torch.device, weights: Path | None, sha256: str | None) -> FeatureExtractor:
+    path, sha256 = _given("dinov2", dinov2.URL, weights, sha256)
+    network = dinov2.load_dinov2(path, sha256)
+    return FeatureExtractor(
+        "dinov2", "FD-DINOv2", network.vit.dim, sha256, network.to(device), device
+    )
+
+
+def _clip(device: torch.device, weights: Path | None, sha256: str | None) -> FeatureExtractor:
+    path, sha256 = _given("clip", clip.URL, weights, sha256)
+    network = clip.load_clip(path, sha256).to(device)
+    return FeatureExtractor("clip", "FD-CLIP", network.vit.dim, sha256, network, device)
+
+
+def _given(name: str, url: str, weights: Path | None, sha256: str | None) -> tuple[Path, str]:
+    if weights is None or sha256 is None:
+        raise ValueError(
+            f"need the weights of {name}, {url}, and their sha256, got "
+            f"{weights} and {sha256} (params.yaml: metric.weights)"
+        )
+    return weights, sha256.lower()
+
+
+FEATURES: dict[str, Loader] = {
     "efficientnet-lite0": _efficientnet_lite0,
+    "inception-2015": _inception_2015,
+    "dinov2": _dinov2,
+    "clip": _clip,
 }
 
 
-def load_features(name: str, device: torch.device | str = "cpu") -> FeatureExtractor:
+def load_features(
+    name: str,
+    device: torch.device | str = "cpu",
+    weights: Path | None = None,
+    sha256: str | None = None,
+) -> FeatureExtractor:
     """The feature network called `name`, on `device`.
 
+    Args:
+        name: one of FEATURES.
+        weights: its file, as `fewstep.download.fetch` gives it; None where a package brings it.
+        sha256: of that file; None: of the published one, where it is known.
+
     Raises:
-        ValueError: an unknown name, or weights that are missing or not the pinned ones.
+        ValueError: an unknown name, or weights that are missing or not those of the sha256.
     """
     if name not in FEATURES:
         known = ", ".join(FEATURES)
         raise ValueError(f"need features from {known}, got {name!r} (params.yaml: metric.features)")
-    return FEATURES[name](torch.device(device))
+    return FEATURES[name](torch.device(device), weights, sha256)
+
+
+def rank_images(count: int, rank: int, world: int) -> range:
+    """The images of one rank out of `count`: whole chunks of CHUNK, in order, as even as they go.
+
+    Concatenated over ranks, the features of these are bit for bit those that one rank extracts.
+
+    Raises:
+        ValueError: not 0 <= rank < world.
+    """
+    if not 0 <= rank < world:
+        raise ValueError(f"need 0 <= rank < world, got rank {rank} of {world}")
+    chunks = -(-count // CHUNK)
+    first, last = (CHUNK * -(-chunks * r // world) for r in (rank, rank + 1))
+    return range(min(first, count), min(last, count))
+
+
+def check_features(a: NDArray[np.floating], b: NDArray[np.floating], least: int = 2) -> None:
+    """Refuse two feature sets that no distance is defined for.
+
+    Raises:
+        ValueError: not matrices of one width, fewer than `least` rows, NaN or infinity.
+    """
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(
+            f"need features of shapes (m, d) and (n, d), got {a.shape} and {b.shape} "
+            "(params.yaml: metric.features)"
+        )
+    if min(len(a), len(b)) < least:
+        raise ValueError(
+            f"need at least {least} images on either side, got {len(a)} and {len(b)} "
+            "(params.yaml: generate.images, metric.reference_images)"
+        )
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("need finite features, got NaN or infinity")
 
 
 def extract(
@@ -88,13 +208,13 @@ def extract(
     batch: int,
     progress: Callable[[int], object] | None = None,
 ) -> NDArray[np.float32]:
-    """Features of many images, batch by batch; `batch` changes them by float32 rounding only.
+    """Features of many images, the same bits whatever `batch`.
 
     Args:
         extractor: uint8 (B, C, H, W) -> float32 (B, d), a `FeatureExtractor` say.
-        images: uint8, shape (N, C, H, W), N >= 1.
-        batch: images in one call.
-        progress: called with the number of images of each finished batch; `bar.update` of tqdm.
+        images: uint8, shape (N, C, H, W), N >= 1; of several ranks, those of `rank_images`.
+        batch: images read at once, from a memory map for example.
+        progress: called with the number of images of each finished chunk; `bar.update` of tqdm.
 
     Returns:
         Shape (N, d).
@@ -106,10 +226,98 @@ def extract(
         raise ValueError("need at least 1 image, got 0 (params.yaml: generate.images)")
     if batch < 1:
         raise ValueError(f"need a batch of at least 1, got {batch} (params.yaml: generate.batch)")
-    features: list[NDArray[np.float32]] = []
-    for start in range(0, len(images), batch):
-        chunk = torch.from_numpy(images[start : start + batch].copy())  # read-only memory maps
-        features.append(extractor(chunk).cpu().numpy())
+    batches = (images[start : start + batch] for start in range(0, len(images), batch))
+    workers = extractor.workers if isinstance(extractor, FeatureExtractor) else 0
+    found = extract_outputs(lambda x: {"features": extractor(x)}, batches, progress, workers)
+    return found["features"]
+
+
+def extract_outputs(
+    outputs: Callable[[Tensor], Mapping[str, Tensor]],
+    batches: Iterable[NDArray[np.uint8]],
+    progress: Callable[[int], object] | None = None,
+    workers: int = 0,
+) -> dict[str, NDArray[np.float32]]:
+    """All outputs of a network for a stream of images, from files or straight from a sampler.
+
+    The network always sees CHUNK images, those of one chunk of the stream, the last chunk filled
+    up with black ones. So neither the batches that bring the images nor the ranks that share
+    them (`rank_images`) change a bit: another number of images in a call, or of cores, can change
+    the order of its sums.
+
+    Args:
+        outputs: uint8 (B, C, H, W) -> named (B, d), `FeatureExtractor.outputs` say.
+        batches: uint8, each of shape (any, C, H, W).
+        progress: called with the number of images of each finished chunk.
+        workers: chunks at once, each on one core; 0: one after the other on all that torch uses,
+            as a GPU needs it. `FeatureExtractor.workers` knows.
+
+    Returns:
+        Of each name, shape (N, d); nothing of no images, which a rank may have.
+    """
+    parts: dict[str, list[NDArray[np.float32]]] = {}
+    results = _in_order(lambda chunk: outputs(_filled_up(chunk)), _chunks(batches), workers)
+    for chunk, found in results:
+        for name, rows in found.items():
+            parts.setdefault(name, []).append(rows[: len(chunk)].cpu().numpy())
         if progress is not None:
             progress(len(chunk))
-    return np.concatenate(features)
+    return {name: np.concatenate(rows) for name, rows in parts.items()}
+
+
+def _chunks(batches: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+    """The same images in the same order, CHUNK at a time; the last chunk may be shorter."""
+    waiting: list[NDArray[np.uint8]] = []
+    for batch in batches:
+        while len(batch):
+            room = CHUNK - sum(map(len, waiting))
+            waiting.append(batch[:room])
+            batch = batch[room:]
+            if sum(map(len, waiting)) == CHUNK:
+                yield np.concatenate(waiting)
+                waiting = []
+    if waiting:
+        yield np.concatenate(waiting)
+
+
+def _in_order(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[tuple[T, R]]:
+    """Each item and its result; `workers` threads run ahead, each computing on one core."""
+    if workers == 0:
+        yield from ((item, work(item)) for item in items)
+        return
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        waiting: deque[tuple[T, Future[R]]] = deque()
+        for item in items:
+            waiting.append((item, pool.submit(work, item)))
+            if len(waiting) == workers:
+                item, future = waiting.popleft()
+                yield item, future.result()
+        for item, future in waiting:
+            yield item, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)  # torch's setting is per thread, that of MKL is not
+
+
+def _filled_up(chunk: NDArray[np.uint8]) -> Tensor:
+    missing = np.zeros((CHUNK - len(chunk), *chunk.shape[1:]), np.uint8)
+    return torch.from_numpy(np.concatenate([chunk, missing]))
+
+
+def gather_features(
+    features: Mapping[str, NDArray[np.float32]], rank: Rank
+) -> dict[str, NDArray[np.float32]] | None:
+    """The features of all ranks in the order of the images on the first rank, None on the others.
+
+    Args:
+        features: what `extract_outputs` gave for this rank's `rank_images`.
+    """
+    if rank.world == 1:
+        return dict(features)
+    everyone: list[Any] | None = [None] * rank.world if rank.first else None
+    dist.gather_object(features, everyone)
+    if everyone is None:
+        return None
+    return {name: np.concatenate([f[name] for f in everyone if f]) for name in everyone[0]}

@@ -1,6 +1,8 @@
-"""`fewstep build-lmdb`: data.source -> artifacts/data.lmdb."""
+"""`fewstep build-lmdb`: data.source -> artifacts/data.lmdb and its manifest artifacts/data.json."""
 
-from fewstep.data.lmdb import build_lmdb
+import os
+
+from fewstep.data.ingest import ingest
 from fewstep.data.sources import open_source
 from fewstep.params import Params
 from fewstep.train import DATA
@@ -9,5 +11,9 @@ from fewstep.train import DATA
 def run(params: Params) -> None:
     d = params.data
     source = open_source(d.source, d.resolution, d.channels, d.classes)
-    build_lmdb(source, DATA)
-    print(f"build-lmdb: {len(source)} images from {source.name} in {DATA}")
+    workers = d.workers or os.cpu_count() or 1
+    manifest = ingest(source, DATA, workers=workers, on_error=d.on_error or "stop")
+    skipped = f", {len(manifest['skipped'])} skipped" if manifest["skipped"] else ""
+    print(f"build-lmdb: {manifest['images']} images from {source.name} in {DATA}{skipped}")
+    if manifest["note"]:
+        print(f"build-lmdb: note: {manifest['note']}")

@@ -5,9 +5,10 @@ from pathlib import Path
 from fewstep.averages import SNAPSHOTS
 from fewstep.download import fetch
 from fewstep.files import atomic_path
-from fewstep.interop.edm_pickle import import_edm_pickle
-from fewstep.models import MODELS, build_denoiser, load_weights, read_safetensors, save_model
+from fewstep.interop.checkpoint import import_checkpoint
+from fewstep.models import MODELS, save_model
 from fewstep.params import Params
+from fewstep.stages.import_checkpoint import verify
 
 CACHE = Path("scratch/downloads")
 
@@ -26,10 +27,8 @@ def run(params: Params, name: str) -> None:
 
 def install(name: str, url: str, sha256: str, params: Params) -> None:
     """Fetch, verify and write a model; its log and snapshots are empty, for we did not train it."""
-    file = fetch(url, sha256, CACHE)
-    read = import_edm_pickle if url.endswith(".pkl") else read_safetensors
-    weights, about = read(file)
-    load_weights(build_denoiser(params), weights, url)
+    weights, about = import_checkpoint(fetch(url, sha256, CACHE))
+    verify(weights, about, params, url)
     save_model(MODELS / name, weights, {**about, "name": name, "sha256": sha256})
     with atomic_path(MODELS / name / "log.jsonl") as path:
         path.touch()

@@ -1,0 +1,81 @@
+"""Fidelity and diversity apart, by balls around samples that reach to their k-th neighbours.
+
+Precision and recall: Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 1 and 2. Density and
+coverage: Naeem et al. 2020, arXiv:2002.09797, section 3.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fewstep.metrics.features import check_features
+from fewstep.metrics.neighbours import Device, distance_blocks, nearest
+
+
+@dataclass(frozen=True)
+class Manifold:
+    """All but density lie in [0, 1].
+
+    Args:
+        precision: share of fakes in any ball around a real image.
+        recall: share of reals in any ball around a fake.
+        density: mean number of real balls that a fake lies in, over k; 1 for equal distributions.
+        coverage: share of real balls with a fake inside; about 1 - 2^-k for equal distributions
+            and as many fakes as reals.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def manifold(
+    real: NDArray[np.floating],
+    fake: NDArray[np.floating],
+    k: int = 3,
+    density_k: int = 5,
+    device: Device = "cpu",
+) -> Manifold:
+    """Precision, recall, density and coverage of fakes among reals. They depend on both counts.
+
+    Args:
+        real, fake: features, shapes (n, d) and (m, d).
+        k: the neighbour that the balls of precision and recall reach to, the centre not counted.
+        density_k: that of density and coverage.
+        device: where distances are computed, in float64.
+
+    Raises:
+        ValueError: features that do not fit together or are not finite, or too few of them.
+    """
+    if min(k, density_k) < 1:
+        raise ValueError(
+            f"need k >= 1, got {k} and {density_k} (params.yaml: metric.manifold.k, "
+            "metric.manifold.density_k)"
+        )
+    check_features(real, fake, least=max(k, density_k) + 1)
+    real_radii = _radii(real, max(k, density_k), device)
+    fake_radii = _radii(fake, k, device)[:, k - 1]
+    precise = torch.zeros(len(fake), dtype=torch.bool, device=device)
+    recalled = torch.zeros(len(real), dtype=torch.bool, device=device)
+    covered, balls = torch.zeros_like(recalled), 0
+    for rows, columns, distances in distance_blocks(real, fake, device):
+        precise[columns] |= (distances <= real_radii[rows, k - 1, None]).any(0)
+        recalled[rows] |= (distances <= fake_radii[columns]).any(1)
+        inside = distances <= real_radii[rows, density_k - 1, None]
+        covered[rows] |= inside.any(1)
+        balls += int(inside.sum())
+    return Manifold(
+        precision=int(precise.sum()) / len(fake),
+        recall=int(recalled.sum()) / len(real),
+        density=balls / (density_k * len(fake)),
+        coverage=int(covered.sum()) / len(real),
+    )
+
+
+def _radii(features: NDArray[np.floating], k: int, device: Device) -> torch.Tensor:
+    """Distances to the k nearest others, nearest first, (n, k)."""
+    distances, _ = nearest(features, features, k, device, skip=np.arange(len(features)))
+    return torch.from_numpy(distances).to(device)
