@@ -68,7 +68,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Job]
     ("file", "old", "new", "stages"),
     [
         ("dvc.yaml", "train ${key}", "train ${key} --fast", "train@"),
-        ("dvc.yaml", "      - ${code}/interop/edm_pickle.py\n", "", "download-teacher"),
+        ("dvc.yaml", "      - ${code}/download.py\n", "", "download-teacher"),
         ("dvc.yaml", "artifacts/scores/${key}.json", "artifacts/values/${key}.json", "fid@"),
         ("dvc.yaml", "params: [metric, generate.images]", "params: [metric]", "ref-stats"),
         ("rules/rows.smk", "fewstep fid {", "fewstep score {", "fid@"),
@@ -246,10 +246,9 @@ def test_snakemake_trusts_what_dvc_made_only_while_the_params_are_older(by_dvc: 
 
 @pytest.mark.slow
 def test_ctrl_c_of_snakemake_lets_a_training_save_its_state(by_snakemake: Path) -> None:
-    edit(by_snakemake, "  cd:\n    method: consistency\n", "  cd:\n    method: consistency # on\n")
-    text = (by_snakemake / "params.yaml").read_text()
-    start, middle, rest = text.partition("method: consistency # on\n")
-    (by_snakemake / "params.yaml").write_text(start + middle + rest.replace("0.512", "64.0", 1))
+    params = yaml.safe_load((by_snakemake / "params.yaml").read_text())
+    params["students"]["cd"]["kimg"] = 64.0
+    (by_snakemake / "params.yaml").write_text(yaml.safe_dump(params))
     command = ["snakemake", "--cores", "1", "artifacts/models/cd/model.safetensors"]
     log, states = by_snakemake / "logs/train/cd.log", "scratch/cd-*/state-*"
     log.unlink()

@@ -5,6 +5,7 @@ rule build_lmdb:
         params=unless_recorded("artifacts/data.lmdb"),
     output:
         "artifacts/data.lmdb",
+        "artifacts/data.json",
     log:
         "logs/build-lmdb.log",
     benchmark:
