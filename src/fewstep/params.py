@@ -194,10 +194,19 @@ class Download:
 
 @dataclass(frozen=True)
 class Generate:
+    """Without `seed_ranges` there is one range of `images` seeds."""
+
     images: int
     batch: int
     first_seed: int
     labels: Literal["balanced", "random"]
+    seed_ranges: int | None = None
+
+    @property
+    def ranges(self) -> list[range]:
+        """The disjoint ranges of seeds, one behind the other."""
+        starts = (self.first_seed + self.images * i for i in range(self.seed_ranges or 1))
+        return [range(start, start + self.images) for start in starts]
 
 
 @dataclass(frozen=True)
@@ -220,9 +229,51 @@ class Row:
 
 
 @dataclass(frozen=True)
+class KidSettings:
+    subsets: int
+    subset_size: int
+
+
+@dataclass(frozen=True)
+class ManifoldSettings:
+    k: int
+    density_k: int
+
+
+@dataclass(frozen=True)
+class MemorisationSettings:
+    """Without `images` the reference images are looked through."""
+
+    k: int
+    expected: float
+    images: int | None = None
+
+
+@dataclass(frozen=True)
+class InceptionScoreSettings:
+    splits: int
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How sure a value from one seed range is, and a difference of two rows."""
+
+    resamples: int
+    confidence: float
+
+
+@dataclass(frozen=True)
 class Metric:
-    features: Literal["efficientnet-lite0"]
+    """Each optional block is a further metric; `weights` belong to networks no package brings."""
+
+    features: Literal["efficientnet-lite0", "inception-2015", "dinov2", "clip"]
     reference_images: int
+    weights: Download | None = None
+    kid: KidSettings | None = None
+    manifold: ManifoldSettings | None = None
+    memorisation: MemorisationSettings | None = None
+    inception_score: InceptionScoreSettings | None = None
+    bootstrap: Bootstrap | None = None
 
 
 @dataclass(frozen=True)
@@ -557,6 +608,10 @@ def _cross_check(raw: dict[str, Any], report: _Report) -> None:
         if resolution % (factor := 2 ** (levels - 1)):
             message = f"need resolution divisible by {factor} for {levels} levels of channel_mult"
             report.conflict(("data", "resolution"), f"{message}, got {resolution}")
+    if report.sound("metric"):
+        _check_metric(raw["metric"], report)
+        if report.sound("generate"):
+            _check_counts(raw["metric"], raw["generate"]["images"], report)
     if report.sound("teacher") and "train" in raw["teacher"]:
         _check_student(raw["teacher"]["train"], ("teacher", "train"), report)
 
@@ -608,6 +663,36 @@ def _check_student(student: dict[str, Any], path: KeyPath, report: _Report) -> N
         if settings["gan_student_weight"] and not settings["gan_critic_weight"]:
             message = "need gan_critic_weight > 0 beside a gan_student_weight > 0, got 0"
             report.conflict((*path, "settings", "gan_critic_weight"), message)
+
+
+def _check_metric(metric: dict[str, Any], report: _Report) -> None:
+    features = metric["features"]
+    if features != "efficientnet-lite0" and "weights" not in metric:
+        message = f"need url and sha256 of the weights of {features}, got nothing"
+        report.conflict(("metric", "weights"), message)
+    if "inception_score" in metric and features != "inception-2015":
+        message = f"need features inception-2015 for an Inception Score, got {features}"
+        report.conflict(("metric", "inception_score"), message)
+    if (looked := metric.get("memorisation", {}).get("images")) is not None:
+        if looked < (reference := metric["reference_images"]):
+            message = f"need images >= reference_images, got {looked} and {reference}"
+            report.conflict(("metric", "memorisation", "images"), message)
+
+
+def _check_counts(metric: dict[str, Any], images: int, report: _Report) -> None:
+    """Metrics that need more images than a row or the reference has."""
+    fewest = min(images, metric["reference_images"])
+    limits = [
+        ("kid", "subset_size", fewest - 1, "images of a row, or real ones, less one"),
+        ("manifold", "k", fewest - 1, "images of a row, or real ones, less one"),
+        ("manifold", "density_k", fewest - 1, "images of a row, or real ones, less one"),
+        ("memorisation", "k", metric["reference_images"] - 1, "real images less one"),
+        ("inception_score", "splits", images, "images of a row"),
+    ]
+    for block, key, most, what in limits:
+        if (value := metric.get(block, {}).get(key, 0)) > most:
+            message = f"need {key} <= {most}, the {what}, got {value}"
+            report.conflict(("metric", block, key), message)
 
 
 def _check_row(row: dict[str, Any], path: KeyPath, names: list[str], report: _Report) -> None:

@@ -27,7 +27,8 @@ def run(params: Params, name: str) -> None:
 
 def install(name: str, url: str, sha256: str, params: Params) -> None:
     """Fetch, verify and write a model; its log and snapshots are empty, for we did not train it."""
-    weights, about = import_checkpoint(fetch(url, sha256, CACHE))
+    key = "teacher" if name == "teacher" else f"imports.{name}"
+    weights, about = import_checkpoint(fetch(url, sha256, CACHE, key=key))
     verify(weights, about, params, url)
     save_model(MODELS / name, weights, {**about, "name": name, "sha256": sha256})
     with atomic_path(MODELS / name / "log.jsonl") as path:
