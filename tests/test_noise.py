@@ -243,3 +243,16 @@ def test_unknown_edge_distribution_is_refused() -> None:
 def test_lognormal_sigmas_are_exp_of_a_shifted_normal() -> None:
     sigmas = lognormal_sigmas(torch.tensor([-1.0, 0.0, 1.0]))
     assert sigmas.log().tolist() == pytest.approx([-2.4, -1.2, 0.0], abs=1e-6)
+
+
+def test_a_uniform_share_mixes_the_two_distributions() -> None:
+    student = student_sigmas(8)
+    teacher = teacher_sigmas(64, student)
+    bounds = segments(teacher, student)
+    (edm, uniform), mixed = (
+        [edge_probability(teacher, bounds, kind, True) for kind in ("edm", "uniform")],
+        edge_probability(teacher, bounds, "edm", True, uniform_share=0.25),
+    )
+    torch.testing.assert_close(mixed, 0.75 * edm + 0.25 * uniform)
+    first = mixed[: int(bounds[0, 1]) + 1].sum()
+    assert float(first) == pytest.approx(0.75 * 4.0e-5 + 0.25 / 8, rel=1e-3)

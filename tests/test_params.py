@@ -385,8 +385,8 @@ REFUSALS: dict[str, tuple[Edit, str]] = {
     "setting of another method": (
         put("students/cd/settings/dm_epsilon", 0.0),
         "params.yaml: students.cd.settings: unknown key 'dm_epsilon'; known keys: steps, "
-        "teacher_edges, anneal_kimg, edges, terminal_anchor, terminal_teacher_hop, sync_dropout, "
-        "distance, weight",
+        "teacher_edges, anneal_kimg, edges, uniform_share, terminal_anchor, terminal_teacher_hop, "
+        "sync_dropout, distance, weight",
     ),
     "key of another ema": (
         put("students/cd/ema", {"kind": "none", "std": 0.1}),

@@ -136,3 +136,12 @@ def test_attention_lets_every_pixel_see_every_other() -> None:
     block.attend(x)[0, :, 0, 0].sum().backward()
     assert x.grad is not None
     assert bool((x.grad.abs().sum(dim=1) > 0).all())
+
+
+def test_dropout_acts_at_the_named_resolutions_only() -> None:
+    unet = UNet(16, 1, CLASSES, 32, (1, 2), 1, (), dropout=0.5, dropout_resolutions=(8,))
+    stages = [*unet.enc.items(), *unet.dec.items()]
+    rates = [(name, stage.dropout) for name, stage in stages if isinstance(stage, UNetBlock)]
+    assert len(rates) == 10
+    for name, rate in rates:
+        assert rate == (0.5 if name.startswith("8x8") else 0.0), name

@@ -52,10 +52,20 @@ class Grid:
     probability: Tensor
 
     @classmethod
-    def build(cls, student: Tensor, edges: int, kind: str, anchor: bool, rho: float) -> "Grid":
+    def build(
+        cls,
+        student: Tensor,
+        edges: int,
+        kind: str,
+        anchor: bool,
+        rho: float,
+        uniform_share: float = 0.0,
+    ) -> "Grid":
         teacher = noise.teacher_sigmas(edges, student, rho)
         bounds = noise.segments(teacher, student)
-        probability = noise.edge_probability(teacher, bounds, kind, anchor, rho)
+        probability = noise.edge_probability(
+            teacher, bounds, kind, anchor, rho, uniform_share=uniform_share
+        )
         return cls(student, teacher, bounds, probability)
 
     def draw(self, n: int, generator: torch.Generator | None) -> Edges:
@@ -145,7 +155,9 @@ class Consistency:
         edges = noise.annealed_teacher_edges(kimg, *s.teacher_edges, s.anneal_kimg)
         if edges not in self.grids:
             anchor, rho = s.terminal_anchor, self.noise.rho
-            self.grids[edges] = Grid.build(self.student_sigmas, edges, s.edges, anchor, rho)
+            share = s.uniform_share or 0.0
+            grid = Grid.build(self.student_sigmas, edges, s.edges, anchor, rho, share)
+            self.grids[edges] = grid
         return self.grids[edges]
 
     def loss(self, phase: str, batch: Batch) -> tuple[Tensor, dict[str, Logged]]:

@@ -82,7 +82,7 @@ def build_method(
     block = student_block(name, params)
     s = block.settings
     own_drop = s.label_dropout if isinstance(s, Dmd2Settings) and not s.shared_label_drop else 0.0
-    student = build_denoiser(params, block.dropout, own_drop)
+    student = build_denoiser(params, block.dropout, own_drop, block.dropout_resolutions)
     if isinstance(s, DenoisingSettings):
         return Denoising(student.to(device), s), {"student": block.lr}
     teacher, _ = load_model("teacher", params)

@@ -18,7 +18,12 @@ from fewstep.unet import UNet
 MODELS = Path("artifacts/models")
 
 
-def build_denoiser(params: Params, dropout: float = 0.0, label_dropout: float = 0.0) -> Denoiser:
+def build_denoiser(
+    params: Params,
+    dropout: float = 0.0,
+    label_dropout: float = 0.0,
+    dropout_resolutions: tuple[int, ...] | None = None,
+) -> Denoiser:
     """A denoiser of params.network with random weights, in train mode, on the CPU."""
     n, d = params.network, params.data
     unet = UNet(
@@ -32,6 +37,7 @@ def build_denoiser(params: Params, dropout: float = 0.0, label_dropout: float = 
         dropout,
         label_dropout,
         adm=n.type == "adm",
+        dropout_resolutions=dropout_resolutions,
     )
     return Denoiser(unet, n.sigma_data, params.precision)
 

@@ -104,23 +104,24 @@ def edge_probability(
     rho: float = 7.0,
     P_mean: float = -1.2,
     P_std: float = 1.2,
+    uniform_share: float = 0.0,
 ) -> Tensor:
     """Probability of drawing each teacher edge, float32, shape (edges,).
 
     `uniform`: uniform over segments, then over the edges of one. `edm`: EDM's log-normal training
     density on a grid that is uniform in sigma^(1/rho). `vp`: the same for a variance-preserving
     density. `terminal_anchor` gives the last edge (sigma_min to 0) the probability 1 / edges of a
-    vp or edm distribution.
+    vp or edm distribution. `uniform_share` of the draws are made as `uniform` makes them.
 
     Raises:
         ValueError: unknown kind.
     """
     sigma = teacher[:-1].to(torch.float32)
+    uniform = torch.zeros_like(sigma)
+    for first, last in bounds.tolist():
+        uniform[first : last + 1] += 1 / (len(bounds) * (last - first + 1))
     if kind == "uniform":
-        p = torch.zeros_like(sigma)
-        for first, last in bounds.tolist():
-            p[first : last + 1] += 1 / (len(bounds) * (last - first + 1))
-        return p
+        return uniform
     if kind == "vp":
         p = (sigma + 1e-10) ** (1 - 1 / rho) / (1 + sigma**2)
     elif kind == "edm":
@@ -133,7 +134,7 @@ def edge_probability(
         anchor = 1 / len(p)
         p = p * ((1 - anchor) / p[:-1].sum())
         p[-1] = anchor
-    return p
+    return p + uniform_share * (uniform - p)
 
 
 def lognormal_sigmas(z: Tensor, P_mean: float = -1.2, P_std: float = 1.2) -> Tensor:

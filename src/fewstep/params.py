@@ -128,6 +128,7 @@ class ConsistencySettings:
         "sqrt_karras",
         "truncated-snr",
     ]
+    uniform_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,7 @@ class Student:
     keep_checkpoints: int
     settings: DenoisingSettings | ConsistencySettings | Dmd2Settings
     init_from: str | None = None
+    dropout_resolutions: tuple[int, ...] | None = None
     phema: Phema | None = None
     validation: Validation | None = None
 

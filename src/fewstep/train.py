@@ -209,6 +209,14 @@ class Run:
     def elapsed(self) -> float:
         return self.seconds + time.monotonic() - self.started
 
+    @contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """Leave what is done out of the seconds and rates of the log, which are training's."""
+        began = time.monotonic()
+        yield
+        spent = time.monotonic() - began
+        self.started, self.row_at = self.started + spent, self.row_at + spent
+
     def write(self, row: dict[str, Any]) -> None:
         if self.tracker is not None:
             self.tracker.write(row)
@@ -243,7 +251,8 @@ class Run:
 
     def score(self) -> bool:
         """Validate the averaged student; whether it is the best so far."""
-        value, images = self.validating().student(self.averages.evaluated, self.name)
+        with self.off_the_clock():
+            value, images = self.validating().student(self.averages.evaluated, self.name)
         self.write_score(f"validation/{self.validating().extractor.label}", value)
         if self.tracker is not None:
             self.tracker.image("samples", tile(images[:40], 10, 2), self.nimg)
@@ -259,8 +268,9 @@ class Run:
         """The teacher's validation, when asked for, as the first row of the log."""
         teacher = getattr(self.method, "teacher", None)
         if self.block.validation and self.block.validation.teacher and teacher is not None:
-            label = self.validating().extractor.label
-            self.write_score(f"validation/teacher_{label}", self.validating().teacher(teacher))
+            with self.off_the_clock():
+                value = self.validating().teacher(teacher)
+            self.write_score(f"validation/teacher_{self.validating().extractor.label}", value)
 
     def validating(self) -> Validator:
         """The validator, whose feature network and reference are loaded when first needed."""
@@ -271,7 +281,6 @@ class Run:
 
     def write_score(self, name: str, value: float | None) -> None:
         self.write({"nimg": self.nimg, "kimg": self.nimg / 1000, name: value})
-        self.row_at, self.row_nimg = time.monotonic(), self.nimg  # rates are of training alone
 
     def save_state(self) -> None:
         """Begin to write the state of this moment; the first rank does, for all hold the same."""

@@ -185,7 +185,8 @@ class UNet(nn.Module):
 
     `forward(x, c_noise, labels)` takes images (B, C, H, W), c_noise (B,) and one-hot labels
     (B, classes), a zero row meaning no label, and returns F of the shape of x. In train mode
-    each label row is zeroed with probability `label_dropout`.
+    each label row is zeroed with probability `label_dropout`. `dropout` acts in the blocks whose
+    output has one of `dropout_resolutions`, None: in all.
     """
 
     map_augment: Linear | None = None
@@ -203,6 +204,7 @@ class UNet(nn.Module):
         label_dropout: float = 0.0,
         adm: bool = True,
         augment_dim: int = 0,
+        dropout_resolutions: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         self.adm, self.label_dropout, self.classes = adm, label_dropout, classes
@@ -223,7 +225,9 @@ class UNet(nn.Module):
         def block(
             n_in: int, n_out: int, attn: bool, up: bool = False, down: bool = False
         ) -> UNetBlock:
-            return UNetBlock(n_in, n_out, n_emb, style, dropout, attn, up, down)
+            drops = dropout_resolutions is None or res in dropout_resolutions
+            rate = dropout if drops else 0.0
+            return UNetBlock(n_in, n_out, n_emb, style, rate, attn, up, down)
 
         width = model_channels * channel_mult[0] if adm else model_channels
         self.enc = nn.ModuleDict()
