@@ -16,6 +16,7 @@ from filelock import FileLock
 from fewstep.files import disk_full, is_disk_full, sha256_file
 from fewstep.progress import progress
 
+CACHE = Path("scratch/downloads")
 _CHUNK = 1 << 17  # bytes a read: small enough for a steady bar on a slow line
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses worth another attempt
 _NETWORK_ERRORS = (URLError, ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException)
@@ -118,8 +119,9 @@ class _Download:
             furthest = max(furthest, self.size())
             if failures >= attempts:
                 raise ConnectionError(
-                    f"need {self.url}, got {reason!r} {failures} times (params.yaml: {self.key}.url); "
-                    f"{self.size()} bytes are kept in {self.part}, run again to go on"
+                    f"need {self.url}, got {reason!r} {failures} times "
+                    f"(params.yaml: {self.key}.url); {self.size()} bytes are kept in "
+                    f"{self.part}, run again to go on"
                 ) from reason
             time.sleep(wait * 2 ** (failures - 1))
 

@@ -38,3 +38,10 @@ def launch(device: str) -> NoReturn:
     except SignalException as error:
         sys.exit(128 + error.sigval)
     sys.exit(0)
+
+
+def spread_over_gpus(device: str) -> None:
+    """Launch where there are several GPUs; a single device needs no further process."""
+    several = pick_device(device).type == "cuda" and torch.cuda.device_count() > 1
+    if several and not launched():
+        launch(device)

@@ -1,16 +1,12 @@
 """`fewstep download-model NAME`: a network of params.yaml: imports -> artifacts/models/NAME."""
 
-from pathlib import Path
-
 from fewstep.averages import SNAPSHOTS
-from fewstep.download import fetch
+from fewstep.download import CACHE, fetch
 from fewstep.files import atomic_path
 from fewstep.interop.checkpoint import import_checkpoint
 from fewstep.models import MODELS, save_model
 from fewstep.params import Params
 from fewstep.stages.import_checkpoint import verify
-
-CACHE = Path("scratch/downloads")
 
 
 def run(params: Params, name: str) -> None:
