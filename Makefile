@@ -8,7 +8,7 @@ FIND_LINKS := $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 INSTALL = -e '.[dev]' -c constraints.txt
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: help setup repro test test-all lint preset constraints
+.PHONY: help setup repro snakemake report test test-all lint preset constraints
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -31,16 +31,25 @@ repro: setup ## run the experiment of params.yaml and print its results table
 	dvc repro
 	@cat results/table.md
 
+snakemake: setup ## the same by Snakemake, on the GPUs that are there
+	snakemake --cores all --profile gpu
+	@cat results/table.md
+
+report: setup ## report.html of what Snakemake made: results, captions, how long each job took
+	snakemake --cores all --report report.html
+
 test: setup ## the quick tests, minutes
 	pytest -m 'not slow'
 
 test-all: setup ## all tests, the whole pipeline among them
 	pytest
 
-lint: setup ## style and types
+lint: setup ## style and types, of the workflow too
 	ruff check .
 	ruff format --check .
 	basedpyright
+	snakefmt --check workflow
+	snakemake --lint
 
 preset: ## make NAME=fmnist16 the experiment: copy config/NAME.yaml to params.yaml
 	@test -f config/$(NAME).yaml || { echo "need NAME, one of: $(filter-out params.schema,$(basename $(notdir $(wildcard config/*.yaml))))"; exit 1; }

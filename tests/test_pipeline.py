@@ -1,48 +1,20 @@
 """The real dvc.yaml on config/tiny.yaml, in a copy of the repository."""
 
-import os
-import shutil
+import csv
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
-
-
-def dvc(*arguments: str, cwd: Path) -> str:
-    """Output of a dvc command; fails the test with that output."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}
-    run = subprocess.run(
-        ["dvc", *arguments], cwd=cwd, capture_output=True, text=True, env=environment
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout
-
-
-def ran(output: str) -> set[str]:
-    """Names of the stages that a `dvc repro` ran."""
-    lines = (line for line in output.splitlines() if line.startswith("Running stage"))
-    return {line.split("'")[1] for line in lines}
+from fronts import copy_repository, dvc, git, ran
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the tracked files with the tiny preset and its own DVC cache."""
-    folder = tmp_path_factory.mktemp("clone")
-    tracked = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    for name in tracked.stdout.split():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, folder / name)
-    (folder / "dvc.lock").unlink(missing_ok=True)
-    shutil.copy(ROOT / "config" / "tiny.yaml", folder / "params.yaml")
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "clone"]):
-        identity = ["-c", "user.name=t", "-c", "user.email=t@t"]
-        subprocess.run(["git", *identity, *command], cwd=folder, check=True)
-    return folder
+    return copy_repository(tmp_path_factory.mktemp("clone"), "tiny")
 
 
 def test_stage_names_follow_the_params(clone: Path) -> None:
@@ -69,3 +41,59 @@ def test_the_pipeline_runs_and_reruns_only_what_changed(clone: Path) -> None:
     out = dvc("exp", "run", "-S", "students.dmd2-1.lr=1.5e-4", cwd=clone)
     rows = {"generate@dmd2-1", "fid@dmd2-1"}
     assert ran(out) == {"train@dmd2-1", "results-table"} | rows
+
+
+@pytest.fixture(scope="module")
+def made(clone: Path) -> Path:
+    """The clone with everything made and committed."""
+    dvc("repro", cwd=clone)
+    git("add", "-A", cwd=clone)
+    git("commit", "-qm", "made", cwd=clone)
+    return clone
+
+
+@pytest.mark.slow
+def test_a_clone_that_pulls_has_nothing_to_do(made: Path, tmp_path: Path) -> None:
+    store, pulled = str(tmp_path / "store"), tmp_path / "pulled"
+    dvc("remote", "add", "--local", "--default", "--force", "store", store, cwd=made)
+    dvc("push", cwd=made)
+    subprocess.run(["git", "clone", "-q", str(made), str(pulled)], check=True)
+    dvc("remote", "add", "--local", "--default", "store", store, cwd=pulled)
+    dvc("pull", cwd=pulled)
+    assert ran(dvc("repro", cwd=pulled)) == set()
+    table = "results/table.md"
+    assert (pulled / table).read_bytes() == (made / table).read_bytes()
+
+
+@pytest.mark.slow
+def test_queued_experiments_run_side_by_side_on_their_own_code(made: Path, tmp_path: Path) -> None:
+    imports, package = tmp_path / "imports", made / "src" / "fewstep" / "__init__.py"
+    mark = f"\nwith open({str(imports)!r}, 'a') as file:\n    file.write(__path__[0] + '\\n')\n"
+    package.write_text(package.read_text() + mark)
+    git("commit", "-qam", "mark imports", cwd=made)
+    row = "rows.teacher-euler-4"
+    for steps in (2, 3):
+        change = ["-S", f"{row}.steps={steps}"]
+        dvc("exp", "run", "--queue", "--name", f"steps-{steps}", *change, cwd=made)
+    dvc("queue", "start", "-j", "2", cwd=made)
+    while any(word in dvc("queue", "status", cwd=made) for word in ("Queued", "Running")):
+        time.sleep(2)
+
+    lines = imports.read_text().splitlines()
+    first, second = dict.fromkeys(lines)  # the code of two copies and of nothing else
+    assert all(str(made / ".dvc" / "tmp" / "exps") in folder for folder in (first, second))
+    assert lines.index(second) < len(lines) - 1 - lines[::-1].index(first), "side by side"
+
+    show = ["exp", "show", "--only-changed", "--drop", "artifacts.*|src.*", "--csv"]
+    table = list(csv.DictReader(dvc(*show, cwd=made).splitlines()))
+    values = {line["Experiment"]: line for line in table}
+    assert [values[f"steps-{n}"][f"{row}.steps"] for n in (2, 3)] == ["2", "3"]
+    score = "FD-EffLite0.teacher-euler-4"
+    assert len({line[score] for line in values.values()}) == 3
+    administrative = {"Experiment", "rev", "typ", "Created", "parent", "State", "Executor"}
+    assert set(table[0]) - administrative == {score, f"{row}.steps"}, "no other column"
+
+    dvc("plots", "diff", "steps-2", "steps-3", "-o", "plots", cwd=made)
+    pictures = {file.name for file in (made / "plots" / "static").iterdir()}
+    assert {"steps-2_results_samples.png", "steps-3_results_samples.png"} <= pictures
+    assert "vega" in (made / "plots" / "index.html").read_text(), "the losses"

@@ -193,6 +193,7 @@ def test_rows_are_scored_and_tabled(toy: Params, capsys: pytest.CaptureFixture[s
         json.loads(Path("artifacts/ref-stats.json").read_text())["floor"]["value"]
     )
     assert Path("results/samples.png").read_bytes().startswith(b"\x89PNG")
+    assert {file.name for file in Path("results/grids").iterdir()} == {"one.png", "two.png"}
     assert "one" in capsys.readouterr().out
 
 

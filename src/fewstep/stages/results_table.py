@@ -63,7 +63,7 @@ def train_seconds(model: str) -> float | None:
 
 
 def draw_samples(params: Params, rows: list[dict[str, Any]]) -> None:
-    """One PNG: real images, then each row's images of the same seeds and classes."""
+    """One PNG of real images and each row's, same seeds and classes; and one PNG for each row."""
     classes, first = params.data.classes, params.generate.first_seed
     lines = min(5, params.generate.images // classes)
     if lines == 0:
@@ -79,6 +79,9 @@ def draw_samples(params: Params, rows: list[dict[str, Any]]) -> None:
     title = f"Seeds {first} to {last}; one place is one seed and class"
     path = RESULTS / "samples.png"
     sample_grid(panels, captions, path, columns=classes, lines=lines, title=title)
+    for name in captions:
+        path = RESULTS / "grids" / f"{name}.png"
+        sample_grid({name: panels[name]}, captions, path, columns=classes, lines=lines)
 
 
 def real_images(labels: np.ndarray) -> np.ndarray:
