@@ -9,10 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from PIL import Image
-
-from fewstep.report import (
+from fewstep.report.all import (
     COLUMNS,
     format_row,
     loss_curves,
@@ -25,6 +22,9 @@ from fewstep.report import (
     write_metrics,
     write_table,
 )
+from numpy.typing import NDArray
+from PIL import Image
+
 from fewstep.tracking import Log
 
 FLOOR = {"value": 2.41, "images": 2000, "other_images": 8000}
