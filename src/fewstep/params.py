@@ -7,6 +7,7 @@ value against config/params.schema.yaml (`_check_schema`), values against one an
 
 import difflib
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -231,6 +232,17 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """Rows from one block: each of `steps` with each of `guidance_scale`; see `swept_rows`."""
+
+    model: str
+    sampler: Literal["heun", "euler", "ddim", "renoise", "churn"]
+    steps: tuple[int, ...]
+    guidance_scale: tuple[float, ...]
+    churn: Churn | None = None
+
+
+@dataclass(frozen=True)
 class KidSettings:
     subsets: int
     subset_size: int
@@ -308,6 +320,7 @@ class Params:
     rows: Mapping[str, Row]
     metric: Metric
     tracking: Tracking
+    sweeps: Mapping[str, Sweep] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars that `load_params` would read back as these params."""
@@ -321,8 +334,11 @@ SETTINGS = {
 }
 
 
-def load_params(path: str | Path = "params.yaml") -> Params:
+def load_params(path: str | Path = "params.yaml", swept: bool = True) -> Params:
     """Read, check and freeze a params file.
+
+    Args:
+        swept: whether the rows have to be those of the sweeps, as `fewstep sweep` writes them.
 
     Raises:
         ParamsError: the file cannot be read or some of its values are wrong; names them all.
@@ -334,12 +350,26 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     raw = _read(Path(path), report)
     _check_schema(raw, _schema(Path(path)), report)
     _cross_check(raw, report)
+    if swept and report.sound("sweeps") and report.sound("rows"):
+        _check_sweeps(raw, report)
     if report.lines:
         raise ParamsError("\n".join(dict.fromkeys(report.lines)))
     params = _build(Params, raw)
     for message in _ungrounded_guidance(params):
         warnings.warn(f"{path}: {message}", stacklevel=2)
     return params
+
+
+def swept_rows(sweeps: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows of the blocks of `sweeps`: `NAME-8`, and `NAME-8-g1p5` of several scales."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, sweep in sweeps.items():
+        for steps, scale in itertools.product(sweep["steps"], sweep["guidance_scale"]):
+            several = len(sweep["guidance_scale"]) > 1
+            suffix = f"-g{scale:g}".replace(".", "p") if several else ""  # DVC splits keys at dots
+            row = {**sweep, "steps": steps, "guidance_scale": scale}
+            rows[f"{name}-{steps}{suffix}"] = row
+    return rows
 
 
 def digest(obj: object) -> str:
@@ -695,6 +725,17 @@ def _check_counts(metric: dict[str, Any], images: int, report: _Report) -> None:
         if (value := metric.get(block, {}).get(key, 0)) > most:
             message = f"need {key} <= {most}, the {what}, got {value}"
             report.conflict(("metric", block, key), message)
+
+
+def _check_sweeps(raw: dict[str, Any], report: _Report) -> None:
+    sweeps, rows = raw.get("sweeps", {}), raw["rows"]
+    wanted = swept_rows(sweeps)
+    for name in sweeps:
+        mine = {row for row in {*wanted, *rows} if row.startswith(f"{name}-")}
+        odd = sorted(row for row in mine if wanted.get(row) != rows.get(row))
+        if odd:
+            message = f"need the rows of this sweep under rows, got others for {', '.join(odd)}"
+            report.conflict(("sweeps", name), f"{message}; write them with `fewstep sweep`")
 
 
 def _check_row(row: dict[str, Any], path: KeyPath, names: list[str], report: _Report) -> None:

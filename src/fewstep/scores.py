@@ -36,7 +36,7 @@ from fewstep.params import Metric
 from fewstep.progress import progress
 
 Outputs = Mapping[str, NDArray[np.float32]]
-SHOWN = 10  # samples of a row whose nearest training images are kept
+SHOWN = 10  # samples of a row, each of another class, whose nearest training images are kept
 KEPT = 50_000  # real images that all but the Fréchet distance are computed with, at most
 
 
@@ -119,7 +119,7 @@ def score(
         balls = manifold(real[: len(features)], features, s.k, s.density_k, device)
         found.values.update(vars(balls))
     if settings.memorisation is not None:
-        _memorisation(features, reference, settings, device, found)
+        _memorisation(features, labels, reference, settings, device, found)
     if (s := settings.bootstrap) is not None:
         found.errors[label] = bootstrap_error(features, distance, s.resamples), "resamples"
     if min(np.bincount(labels)[np.unique(labels)]) > 1:
@@ -129,6 +129,7 @@ def score(
 
 def _memorisation(
     features: NDArray[np.float32],
+    labels: NDArray[np.integer],
     reference: Reference,
     settings: Metric,
     device: Device,
@@ -139,7 +140,9 @@ def _memorisation(
         features, reference.features, s.k, s.expected, device, reference.real_distances
     )
     found.values["memorised"] = m.share
-    for image in np.argsort(m.distances[:, 0], kind="stable")[:SHOWN].tolist():
+    nearest = np.argsort(m.distances[:, 0], kind="stable")
+    _, first = np.unique(labels[nearest], return_index=True)  # the nearest of each class
+    for image in nearest[np.sort(first)][:SHOWN].tolist():
         found.neighbours.append(
             {
                 "image": image,

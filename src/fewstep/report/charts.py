@@ -75,8 +75,9 @@ def distance_by_nfe(rows: Sequence[Row], floor: float, others: Sequence[Publishe
         for (name, group), colour in zip(_curves(rows).items(), PALETTE * 9, strict=False):
             nfe, values = [r["nfe"] for r in group], [r["value"] for r in group]
             errors = [r["std"] or 0 for r in group]
-            style = {"color": colour, "marker": "o", "markersize": 5, "linewidth": 1.4}
-            axes.errorbar(nfe, values, yerr=errors, capsize=2, label=name, **style)
+            style = {"color": colour, "linewidth": 1.4}
+            axes.errorbar(nfe, values, yerr=errors, capsize=2, **style)
+            axes.plot(nfe, values, marker="o", markersize=5, label=name, **style)
         if others:
             nfe, values = [p.nfe for p in others], [p.fid for p in others]
             style = {"marker": "o", "facecolors": "none", "edgecolors": MUTED, "s": 24}

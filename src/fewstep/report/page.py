@@ -16,7 +16,7 @@ from fewstep.files import atomic_path
 from fewstep.report import charts
 from fewstep.report.figures import tile
 from fewstep.report.published import Published, as_text
-from fewstep.report.tables import COLUMNS, NUMBERS, Row, best_per_step_count, cell, significant
+from fewstep.report.tables import NUMBERS, Row, best_per_step_count, cell, significant
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SHOWN_CLASSES = 20
@@ -147,9 +147,11 @@ def _head(text: str, number: bool = False) -> dict[str, Any]:
 def _results(content: Content) -> dict[str, Any]:
     rows = content.rows
     metrics = [name for name in rows[0].get("metrics", {}) if name != rows[0]["metric"]]
-    shown = [c for c in COLUMNS if c not in ("metric", "std", "seed_ranges")]
-    split = shown.index("value") + 1
-    titles = [rows[0]["metric"] if c == "value" else c.replace("_", " ") for c in shown]
+    shown = ["row", "value", "nfe", "steps"]  # what matters first: a phone shows four columns
+    split = len(shown)
+    shown += ["sampler", "guidance_scale", "student", "method", "kimg", "train_seconds"]
+    names = {"value": rows[0]["metric"], "guidance_scale": "guidance", "train_seconds": "seconds"}
+    titles = [names.get(c, c) for c in shown]
     head = [_head(t, c in NUMBERS) for t, c in zip(titles, shown, strict=True)]
     head[split:split] = [_head(name, True) for name in metrics]
     if content.published:
@@ -189,7 +191,7 @@ def _classes(content: Content) -> dict[str, Any] | None:
         return None
     names = list(rows[0]["classes"])
     median = {c: float(np.median([row["classes"].get(c, 0) for row in rows])) for c in names}
-    note = "Fréchet distance within each class; darker is worse, on a logarithmic scale."
+    note = "Fréchet distance within each class; a stronger colour is worse, on a logarithmic scale."
     if len(names) > SHOWN_CLASSES:
         order = sorted(names, key=lambda c: median[c])
         half = SHOWN_CLASSES // 2

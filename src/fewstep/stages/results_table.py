@@ -63,7 +63,7 @@ def run(params: Params) -> None:
         logs={name: read_log(log) for name, log in logs.items()},
         provenance=facts(params, about, rows[0], runs),
         records={row["row"]: record(row, runs) for row in rows},
-        configuration=yaml.safe_dump(params.as_dict(), sort_keys=False, allow_unicode=True),
+        configuration=yaml.safe_dump(experiment(params), sort_keys=False, allow_unicode=True),
         published=others,
     )
     write_page(content, RESULTS / "report.html")
@@ -153,9 +153,9 @@ def neighbours_note(about: dict[str, Any], params: Params) -> str:
     if (m := params.metric.memorisation) is None:
         return ""
     return (
-        f"Above, the samples that come nearest to a training image; below each, its {m.k} nearest "
-        f"of {about['looked_through']:,} training images, by features. A near-duplicate is as near "
-        f"as {m.expected:.1%} of the training images are to one another: a share well above that "
+        f"Above, of each class the sample that comes nearest to a training image; below "
+        f"each, its {m.k} nearest of {about['looked_through']:,} training images, by "
+        f"features. A near-duplicate is as near as {m.expected:.1%} of the training images are to one another: a share well above that "
         "says that training images come back."
     )
 
@@ -173,11 +173,16 @@ def write_loss(log: Path, path: Path) -> None:
 # --- provenance ---------------------------------------------------------------------------------
 
 
+def experiment(params: Params) -> dict[str, Any]:
+    """The params that results depend on: neither the device nor where trainings are shown."""
+    return {k: v for k, v in params.as_dict().items() if k not in ("device", "tracking", "sweeps")}
+
+
 def provenance(params: Params, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Of this table and of each score: commit, params, machine, versions, time."""
     names = [row["row"] for row in rows]
     return {
-        "params_sha256": digest(params),
+        "params_sha256": digest(experiment(params)),
         "results": this_run(),
         "scores": {name: recall(name, SCORES / f"{name}.json") for name in names},
     }
