@@ -25,7 +25,7 @@ def draw(name: str, paint: Callable[["Axes"], object], height: float = HEIGHT) -
     import matplotlib
     from matplotlib.figure import Figure
 
-    settings = {
+    settings: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": name,
         "font.size": 10,

@@ -117,7 +117,7 @@ def measures(
 
 
 def line(name: str, d: Difference, a: str, b: str) -> str:
-    """`FD-EffLite0   11.80 - 17.18 = -5.38, 95 % in [-6.9, -3.8]: exceeds the noise, A is lower`."""
+    """`FD-EffLite0  11.8 - 17.2 = -5.38, 95% in [-6.9, -3.8]: exceeds the noise, A is lower`."""
     verdict = (
         f"exceeds the noise, {a if d.value < 0 else b} is lower"
         if d.exceeds_noise

@@ -71,10 +71,10 @@ def collect(folder: Path, parts: Sequence[range], out: Path) -> None:
         with np.load(_file(folder, part)) as arrays:
             for name, rows in found.items():
                 rows.append(arrays[name])
-    arrays = {name: np.concatenate(rows) for name, rows in found.items()}
+    images, labels = (np.concatenate(found[name]) for name in ("images", "labels"))
     seeds = np.concatenate([np.array(part, dtype=np.int64) for part in parts])
     with atomic_path(out) as path:
-        np.savez(path, **arrays, seeds=seeds)
+        np.savez(path, images=images, labels=labels, seeds=seeds)
 
 
 def _file(folder: Path, part: range) -> Path:

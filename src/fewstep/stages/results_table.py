@@ -111,13 +111,14 @@ def samples_of(params: Params, rows: list[dict[str, Any]]) -> list[Picture]:
 def draw_samples(params: Params, pictures: list[Picture]) -> None:
     """One PNG of real images and each row's, same seeds and classes; and one PNG for each row."""
     columns = pictures[0].columns
-    shape = {"columns": columns, "lines": len(pictures[0].images) // columns}
+    lines = len(pictures[0].images) // columns
     panels = {picture.name: picture.images for picture in pictures}
     captions = {picture.name: picture.caption for picture in pictures[1:]}
-    title = seeds_shown(params, pictures).rstrip(".")
-    sample_grid(panels, captions, RESULTS / "samples.png", title=title, **shape)
+    title, path = seeds_shown(params, pictures).rstrip("."), RESULTS / "samples.png"
+    sample_grid(panels, captions, path, columns=columns, lines=lines, title=title)
     for name in captions:
-        sample_grid({name: panels[name]}, captions, RESULTS / "grids" / f"{name}.png", **shape)
+        path = RESULTS / "grids" / f"{name}.png"
+        sample_grid({name: panels[name]}, captions, path, columns=columns, lines=lines)
 
 
 def seeds_shown(params: Params, pictures: list[Picture]) -> str:
@@ -153,10 +154,10 @@ def neighbours_note(about: dict[str, Any], params: Params) -> str:
     if (m := params.metric.memorisation) is None:
         return ""
     return (
-        f"Above, of each class the sample that comes nearest to a training image; below "
-        f"each, its {m.k} nearest of {about['looked_through']:,} training images, by "
-        f"features. A near-duplicate is as near as {m.expected:.1%} of the training images are to one another: a share well above that "
-        "says that training images come back."
+        "Above, of each class the sample that comes nearest to a training image; below each, its "
+        f"{m.k} nearest of {about['looked_through']:,} training images, by features. A "
+        f"near-duplicate is as near as {m.expected:.1%} of the training images are to one another: "
+        "a share well above that says that training images come back."
     )
 
 
