@@ -56,13 +56,14 @@ def over_ranks(module: nn.Module, rank: Rank) -> nn.Module:
     """The module with gradients averaged over ranks in its backward pass, in large buckets."""
     if rank.world == 1:
         return module
-    return DistributedDataParallel(
+    averaged = DistributedDataParallel(
         module,
         device_ids=[rank.device] if rank.device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
         bucket_cap_mb=BUCKET_MB,
     )
+    averaged.broadcast_buffers = False  # they are constant filters; as an argument it has two names
+    return averaged
 
 
 def sum_over_ranks(values: Tensor, rank: Rank) -> Tensor:

@@ -9,7 +9,7 @@ rule build_lmdb:
     log:
         "logs/build-lmdb.log",
     benchmark:
-        "benchmarks/build-lmdb.tsv"
+        "logs/benchmarks/build-lmdb.tsv"
     threads: 1
     resources:
         cpus_per_task=1,
@@ -32,7 +32,7 @@ rule ref_stats:
     log:
         "logs/ref-stats.log",
     benchmark:
-        "benchmarks/ref-stats.tsv"
+        "logs/benchmarks/ref-stats.tsv"
     threads: ALL_CORES
     resources:
         cpus_per_task=lambda wildcards, threads: threads,

@@ -33,7 +33,7 @@ rule download_teacher:
     log:
         "logs/download-teacher.log",
     benchmark:
-        "benchmarks/download-teacher.tsv"
+        "logs/benchmarks/download-teacher.tsv"
     retries: 2
     localrule: "url" in config["teacher"]
     threads: ALL_CORES
@@ -68,7 +68,7 @@ rule download_model:
     log:
         "logs/download-model/{imported}.log",
     benchmark:
-        "benchmarks/download-model/{imported}.tsv"
+        "logs/benchmarks/download-model/{imported}.tsv"
     retries: 2
     localrule: True
     threads: 1
@@ -123,7 +123,7 @@ rule train:
     log:
         "logs/train/{student}.log",
     benchmark:
-        "benchmarks/train/{student}.tsv"
+        "logs/benchmarks/train/{student}.tsv"
     threads: ALL_CORES
     resources:
         cpus_per_task=lambda wildcards, threads: threads,

@@ -43,7 +43,7 @@ rule results_table:
     log:
         "logs/results-table.log",
     benchmark:
-        "benchmarks/results-table.tsv"
+        "logs/benchmarks/results-table.tsv"
     threads: 1
     resources:
         cpus_per_task=1,

@@ -22,7 +22,7 @@ rule generate:
     log:
         "logs/generate/{row}.log",
     benchmark:
-        "benchmarks/generate/{row}.tsv"
+        "logs/benchmarks/generate/{row}.tsv"
     priority: 1
     threads: ALL_CORES
     resources:
@@ -54,7 +54,7 @@ rule fid:
     log:
         "logs/fid/{row}.log",
     benchmark:
-        "benchmarks/fid/{row}.tsv"
+        "logs/benchmarks/fid/{row}.tsv"
     priority: 2
     threads: ALL_CORES
     resources:
