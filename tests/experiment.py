@@ -18,8 +18,13 @@ TINY = Path(__file__).parents[1] / "config" / "tiny.yaml"
 
 
 def tiny_params(folder: Path, **overrides: Any) -> Params:  # noqa: ANN401
-    """config/tiny.yaml in folder/params.yaml; `a__b=value` overrides key a.b, None removes it."""
+    """config/tiny.yaml in folder/params.yaml; `a__b=value` overrides key a.b, None removes it.
+
+    It has no optional metric and one seed range: a test names those that it is about.
+    """
     raw = yaml.safe_load(TINY.read_text())
+    raw["metric"] = {key: raw["metric"][key] for key in ("features", "reference_images")}
+    raw["generate"].pop("seed_ranges")
     for path, value in overrides.items():
         *parents, key = path.replace("dmd2_", "dmd2-").split("__")
         block = raw

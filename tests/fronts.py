@@ -107,7 +107,7 @@ def _below(path: str, outs: set[str], folder: Path) -> set[str]:
     if path in outs or (folder / path).is_file():
         return {path}
     made = {out for out in outs if out.startswith(f"{path}/")}
-    code = {str(file.relative_to(folder)) for file in (folder / path).rglob("*.py")}
+    code = {str(file.relative_to(folder)) for file in (folder / path).rglob("*.*")}
     return made | code or {path}
 
 

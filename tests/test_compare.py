@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fewstep.metrics.compare import compare
+from fewstep.metrics.compare import bootstrap_error, compare
 from fewstep.metrics.frechet import GaussianStats, frechet_distance, gaussian_stats
 
 REFERENCE = GaussianStats(np.zeros(3), np.eye(3), 10_000)
@@ -81,3 +81,11 @@ def test_pairs_of_other_lengths_and_bad_settings_are_refused() -> None:
         compare(a, b, first_mean, resamples=1)
     with pytest.raises(ValueError, match="got 200 and 1.0"):
         compare(a, b, first_mean, confidence=1.0)
+
+
+def test_the_bootstrap_knows_the_error_of_a_mean() -> None:
+    x = np.random.default_rng(0).normal(size=(400, 1)) * 3
+    error = bootstrap_error(x, lambda rows: float(rows.mean()), resamples=500)
+    assert error == pytest.approx(3 / 400**0.5, rel=0.15)
+    with pytest.raises(ValueError, match="need at least 2 resamples, got 1"):
+        bootstrap_error(x, lambda rows: 0.0, resamples=1)

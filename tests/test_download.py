@@ -222,3 +222,8 @@ def test_bad_arguments_name_the_key(tmp_path: Path) -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             quick(url, sha256, tmp_path)
+
+
+def test_messages_name_the_key_that_the_file_stands_at(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"params\.yaml: metric\.weights\.url"):
+        fetch("absent.pth", SHA256, tmp_path, key="metric.weights")

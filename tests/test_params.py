@@ -17,7 +17,7 @@ from jsonschema import Draft202012Validator
 from ruamel.yaml import YAML
 
 from fewstep import params as module
-from fewstep.params import Params, ParamsError, digest, load_params
+from fewstep.params import Generate, Params, ParamsError, digest, load_params
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "config" / "params.schema.yaml"
@@ -595,3 +595,43 @@ def test_guidance_of_a_downloaded_teacher_is_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_edited(edit)
+
+
+# --- metrics ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("metric/features", "dinov2", "need url and sha256 of the weights of dinov2, got nothing"),
+        ("metric/inception_score", {"splits": 10}, "need features inception-2015 for an Inception"),
+        ("metric/kid/subset_size", 64, "need subset_size <= 63, .* got 64"),
+        ("metric/manifold/density_k", 64, "need density_k <= 63, .* got 64"),
+        ("metric/memorisation/images", 255, "need images >= reference_images, got 255 and 256"),
+        ("metric/memorisation/expected", 1.0, "expected: need .* < 1, got 1.0"),
+        ("generate/seed_ranges", 0, "seed_ranges: need an integer >= 1, got 0"),
+    ],
+)
+def test_metrics_that_cannot_be_computed_are_refused(
+    path: str, value: object, expected: str, tmp_path: Path
+) -> None:
+    raw = yaml.safe_load((ROOT / "config" / "tiny.yaml").read_text())
+    *parents, key = path.split("/")
+    block = raw
+    for parent in parents:
+        block = block[parent]
+    block[key] = value
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump(raw))
+    with pytest.raises(ParamsError, match=expected):
+        load_params(file)
+
+
+def test_seed_ranges_are_disjoint_and_follow_one_another() -> None:
+    g = Generate(images=5, batch=2, first_seed=7, labels="balanced", seed_ranges=3)
+    assert g.ranges == [range(7, 12), range(12, 17), range(17, 22)]
+    assert replace(g, seed_ranges=None).ranges == [range(7, 12)]
+
+
+def test_optional_metrics_may_be_absent() -> None:
+    assert load_params(ROOT / "config" / "tiny.yaml").metric.inception_score is None

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +13,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from fewstep.report import (
+from fewstep.report.figures import loss_curves, read_log, sample_grid, smoothed
+from fewstep.report.tables import (
     COLUMNS,
     format_row,
-    loss_curves,
+    latex_table,
     markdown_table,
-    read_log,
+    metrics_table,
     row_caption,
-    sample_grid,
-    smoothed,
+    significant,
     table_caption,
     write_metrics,
     write_table,
@@ -41,7 +42,9 @@ def row(name: str, steps: int, value: float, **changes: object) -> dict[str, Any
         "guidance_scale": 1.0,
         "metric": "FD-EffLite0",
         "value": value,
+        "std": 0.25,
         "images": 2000,
+        "seed_ranges": 1,
         "kimg": 48.0,
         "train_seconds": 288.4,
     } | changes
@@ -121,6 +124,52 @@ def test_no_rows_and_rows_without_a_column_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="every column in row cd-8, got none for nfe, kimg"):
         write_table([broken], tmp_path, "")
     assert not list(tmp_path.iterdir())
+
+
+METRICS = {
+    "FD-EffLite0": {"value": 14.7, "std": 0.3, "std_of": "resamples"},
+    "recall": {"value": 0.5, "std": None, "std_of": None},
+    "KD-EffLite0": {"value": 0.00412, "std": 0.0001, "std_of": "subsets"},
+}
+
+
+def test_other_metrics_are_columns_of_the_csv_and_a_second_markdown_table(tmp_path: Path) -> None:
+    rows = [row("a", 8, 1.0, metrics=METRICS), row("b", 4, 2.0, metrics={})]
+    write_table(rows, tmp_path, "caption")
+    with open(tmp_path / "table.csv", newline="") as file:
+        first, second = list(csv.DictReader(file))
+    assert float(first["recall"]) == 0.5 and second["recall"] == ""
+    assert list(first)[-1] == "train_seconds"
+    table = metrics_table(rows)
+    assert "0.00412 ± 0.000100" in table and "FD-EffLite0" not in table
+    assert table in (tmp_path / "table.md").read_text()
+
+
+def test_latex_escapes_names_and_bolds_the_best() -> None:
+    text = latex_table([row("a_b&c", 8, 1.0), row("x", 8, 2.0)])
+    assert r"a\_b\&c" in text and r"\textbf{1.00}" in text and r"\textbf{2.00}" not in text
+    body = [line for line in text.splitlines() if " & " in line]
+    assert len({len(re.findall(r"(?<!\\)&", line)) for line in body}) == 1, "as many cells"
+
+
+@pytest.mark.parametrize("key", ["metric", "detector_sha256", "reference_sha256"])
+def test_scores_of_another_detector_or_reference_are_never_in_one_table(
+    key: str, tmp_path: Path
+) -> None:
+    rows = [row("a", 8, 1.0, **{key: "1"}), row("b", 8, 1.0, **{key: "2"})]
+    with pytest.raises(ValueError, match=f"need one {key} in a table, got 1 of a and 2 of b"):
+        write_table(rows, tmp_path, "")
+
+
+def test_three_digits_are_shown_whatever_the_size() -> None:
+    numbers = (0, 0.00412, 0.7315, 12.34, 1234.5, -0.5)
+    shown = [significant(value) for value in numbers]
+    assert shown == ["0", "0.00412", "0.732", "12.3", "1,234", "-0.500"]
+
+
+def test_the_caption_says_what_the_std_is_of_and_what_is_doubtful() -> None:
+    caption = table_caption("FID", 9, (0, 1), FLOOR, "ranges", ["too few images"])
+    assert "over the disjoint seed ranges" in caption and caption.endswith("Note: too few images.")
 
 
 def test_terminal_lines_of_rows_align() -> None:
@@ -236,5 +285,5 @@ def test_smoothing_keeps_shape_and_constants() -> None:
 
 
 def test_importing_the_report_does_not_import_matplotlib() -> None:
-    code = "import sys, fewstep.report; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, fewstep.report.page; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,11 +10,14 @@ import torch
 
 from experiment import set_up, tiny_params
 from fewstep.averages import SNAPSHOTS
+from fewstep.data.lmdb import ImageDataset
+from fewstep.evaluate import generate_images
 from fewstep.files import sha256_file
 from fewstep.models import MODELS, read_safetensors, save_model
 from fewstep.params import Params
 from fewstep.stages import download_model, download_teacher, fid, generate, ref_stats, results_table
 from fewstep.tracking import Log
+from fewstep.train import DATA
 from parity import structure_pickle
 
 ROW = "teacher-euler-4"
@@ -112,6 +115,38 @@ def test_labels_are_balanced_or_drawn_from_the_seed(toy: Params) -> None:
         assert labels == expected if expected else labels != [0, 1, 2, 3, 4, 5]
 
 
+def test_an_interrupted_row_goes_on_with_the_batches_it_has(
+    toy: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = tiny_params(Path(), generate__images=10, generate__batch=4, generate__seed_ranges=2)
+    generate.run(params, ROW)
+    whole = (generate.SAMPLES / f"{ROW}.npz").read_bytes()
+    asked: list[range] = []
+
+    def dies_at_the_third(params: Params, row: object, denoiser: object, seeds: range, *_: object):  # noqa: ANN202
+        asked.append(seeds)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return generate_images(params, row, denoiser, seeds, torch.device("cpu"))  # pyright: ignore
+
+    monkeypatch.setattr(generate, "generate_images", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        generate.run(params, ROW)
+    generate.run(params, ROW)
+    assert asked[2:] == [range(8, 10), range(8, 10), range(10, 14), range(14, 18), range(18, 20)]
+    assert (generate.SAMPLES / f"{ROW}.npz").read_bytes() == whole
+    assert not (generate.SCRATCH / ROW).exists()
+
+
+@pytest.mark.parametrize("change", [{f"rows__{ROW}__steps": 3}, {"generate__labels": "random"}])
+def test_batches_of_other_params_are_not_used(toy: Params, change: dict[str, object]) -> None:
+    folders = [
+        generate.fingerprint(params, params.rows[ROW], torch.device("cpu"))
+        for params in (tiny_params(Path()), tiny_params(Path(), **change))
+    ]
+    assert folders[0] != folders[1]
+
+
 def test_images_that_are_not_finite_stop_the_row(toy: Params) -> None:
     weights, about = read_safetensors(MODELS / "teacher" / "model.safetensors")
     weights["model.out_conv.bias"].fill_(float("nan"))
@@ -160,6 +195,60 @@ def test_rows_are_scored_and_tabled(toy: Params, capsys: pytest.CaptureFixture[s
     assert Path("results/samples.png").read_bytes().startswith(b"\x89PNG")
     assert {file.name for file in Path("results/grids").iterdir()} == {"one.png", "two.png"}
     assert "one" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:need 113 images")
+def test_a_score_says_how_it_was_measured_and_has_all_metrics_asked_for(toy: Params) -> None:
+    params = tiny_params(
+        Path(),
+        generate__images=20,
+        generate__seed_ranges=2,
+        metric__reference_images=120,
+        metric__kid={"subsets": 3, "subset_size": 10},
+        metric__manifold={"k": 3, "density_k": 5},
+        metric__memorisation={"k": 2, "expected": 0.1, "images": 200},
+    )
+    ref_stats.run(params)
+    generate.run(params, ROW)
+    fid.run(params, ROW)
+    text = (fid.SCORES / f"{ROW}.json").read_text()
+    score = json.loads(text)
+    names = ["FD-EffLite0", "KD-EffLite0", "precision", "recall", "density", "coverage"]
+    assert list(score["metrics"]) == [*names, "memorised"]
+    for found in score["metrics"].values():
+        assert found["value"] == pytest.approx(np.mean(found["values"])) and found["std_of"] == (
+            "ranges"
+        )
+        assert found["std"] == pytest.approx(np.std(found["values"], ddof=1))
+    assert (score["images"], score["seed_ranges"], score["labels"]) == (20, 2, "balanced")
+    assert score["reference_sha256"] == sha256_file(ref_stats.STATS)
+    assert score["ema"] is None and "truncated" in score["rounding"]
+    assert any(note.startswith("need 113 images") for note in score["notes"])
+    nearest = score["neighbours"][0]
+    assert nearest["seed"] == nearest["image"] and len(nearest["training"]) == 2
+    assert list(score["classes"]) == [str(c) for c in range(10)]
+    fid.run(params, ROW)
+    assert (fid.SCORES / f"{ROW}.json").read_text() == text, "nothing of the clock or machine"
+
+
+def test_a_copied_training_image_is_found_as_such(toy: Params) -> None:
+    params = tiny_params(
+        Path(),
+        generate__images=20,
+        metric__reference_images=120,
+        metric__memorisation={"k": 1, "expected": 0.1, "images": 200},
+    )
+    ref_stats.run(params)
+    generate.run(params, ROW)
+    dataset = ImageDataset(DATA)
+    with np.load(generate.SAMPLES / f"{ROW}.npz") as samples:
+        arrays = dict(samples)
+    arrays["images"][7] = dataset.read([163])[0][0]
+    np.savez(generate.SAMPLES / f"{ROW}.npz", **arrays)
+    fid.run(params, ROW)
+    nearest = json.loads((fid.SCORES / f"{ROW}.json").read_text())["neighbours"][0]
+    assert nearest["image"] == 7 and nearest["training"] == [163]
+    assert nearest["distances"][0] < 1e-3 and nearest["near_duplicate"]
 
 
 def test_scores_need_a_reference_of_the_same_features(toy: Params) -> None:

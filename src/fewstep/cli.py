@@ -16,6 +16,8 @@ STAGES = {
     "fid": "score the images of a row",
     "import": "turn another project's checkpoint into a model of ours",
     "results-table": "collect all rows into results/",
+    "compare": "say whether two rows differ by more than their seeds",
+    "sweep": "write the rows of params.yaml: sweeps into params.yaml",
     "phema": "rebuild a power-function average of a finished training (students.<name>.phema)",
     "check": "check params.yaml and stop",
 }
@@ -40,6 +42,9 @@ def parser() -> argparse.ArgumentParser:
         if stage == "phema":
             command.add_argument("--std", type=float, required=True, help="relative width")
             command.add_argument("--kimg", type=float, help="time; the last snapshot's by default")
+        if stage == "compare":
+            for side in ("a", "b"):
+                command.add_argument(side, help="a row, or REVISION:ROW of another git revision")
         if stage == "import":
             command.add_argument("file", help="a checkpoint: a file, or a folder of accelerate")
         if stage in ("import", "phema"):
@@ -55,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from fewstep.params import load_params
 
     try:
-        params = load_params(path)
+        params = load_params(path, swept=stage != "sweep")
+        if stage == "sweep":
+            given["path"] = path
         if stage == "check":
             print(f"{path}: {len(params.students)} students, {len(params.rows)} rows")
             return

@@ -16,6 +16,7 @@ from filelock import FileLock
 from fewstep.files import disk_full, is_disk_full, sha256_file
 from fewstep.progress import progress
 
+CACHE = Path("scratch/downloads")
 _CHUNK = 1 << 17  # bytes a read: small enough for a steady bar on a slow line
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses worth another attempt
 _NETWORK_ERRORS = (URLError, ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException)
@@ -26,6 +27,7 @@ def fetch(
     sha256: str,
     cache: Path,
     *,
+    key: str = "teacher",
     attempts: int = 6,
     wait: float = 1.0,
     timeout: float = 30.0,
@@ -38,6 +40,7 @@ def fetch(
         sha256: 64 hex digits.
         cache: folder for downloads: `<sha256>` when whole, `<sha256>.part` while under way. An
             interrupted download goes on where it stopped, in this run or the next.
+        key: block of params.yaml that url and sha256 stand in, for messages.
         attempts: tries in a row that may bring nothing new before giving up.
         wait: seconds before the second try; doubled each time.
         timeout: seconds without a byte before a try counts as failed.
@@ -52,19 +55,20 @@ def fetch(
     """
     sha256 = sha256.lower()
     if not re.fullmatch("[0-9a-f]{64}", sha256):
-        raise ValueError(f"need 64 hex digits, got {sha256!r} (params.yaml: teacher.sha256)")
+        raise ValueError(f"need 64 hex digits, got {sha256!r} (params.yaml: {key}.sha256)")
     parts = urlsplit(url)
     if parts.scheme in ("", "file"):
-        return _local(Path(url2pathname(parts.path) if parts.scheme else url), url, sha256)
+        path = Path(url2pathname(parts.path) if parts.scheme else url)
+        return _local(path, url, sha256, key)
     if parts.scheme not in ("http", "https"):
         raise ValueError(
-            f"need an https, http or file URL or a path, got {url} (params.yaml: teacher.url)"
+            f"need an https, http or file URL or a path, got {url} (params.yaml: {key}.url)"
         )
     cache.mkdir(parents=True, exist_ok=True)
     whole = cache / sha256
     with FileLock(cache / f"{sha256}.lock"):
         if not (whole.is_file() and sha256_file(whole) == sha256):
-            download = _Download(url, cache / f"{sha256}.part", timeout)
+            download = _Download(url, cache / f"{sha256}.part", timeout, key)
             resumed = download.size() > 0
             download.run(attempts, wait)
             if resumed and sha256_file(download.part) != sha256:
@@ -73,7 +77,7 @@ def fetch(
                 download.run(attempts, wait)
             if (got := sha256_file(download.part)) != sha256:
                 download.part.unlink()
-                raise _mismatch(sha256, got, url)
+                raise _mismatch(sha256, got, url, key)
             os.replace(download.part, whole)
     return whole
 
@@ -85,6 +89,7 @@ class _Download:
     url: str
     part: Path
     timeout: float
+    key: str
     etag: str | None = None
 
     def size(self) -> int:
@@ -100,7 +105,7 @@ class _Download:
                 if error.code not in _TRANSIENT:
                     raise ValueError(
                         f"need a file at {self.url}, got HTTP {error.code} {error.reason} "
-                        "(params.yaml: teacher.url)"
+                        f"(params.yaml: {self.key}.url)"
                     ) from error
                 reason: Exception = error
             except _NETWORK_ERRORS as error:
@@ -114,8 +119,9 @@ class _Download:
             furthest = max(furthest, self.size())
             if failures >= attempts:
                 raise ConnectionError(
-                    f"need {self.url}, got {reason!r} {failures} times (params.yaml: teacher.url); "
-                    f"{self.size()} bytes are kept in {self.part}, run again to go on"
+                    f"need {self.url}, got {reason!r} {failures} times "
+                    f"(params.yaml: {self.key}.url); {self.size()} bytes are kept in "
+                    f"{self.part}, run again to go on"
                 ) from reason
             time.sleep(wait * 2 ** (failures - 1))
 
@@ -162,13 +168,13 @@ class _Download:
             raise ConnectionError(f"connection closed after {self.size()} of {total} bytes")
 
 
-def _local(path: Path, url: str, sha256: str) -> Path:
+def _local(path: Path, url: str, sha256: str, key: str) -> Path:
     if not path.is_file():
-        raise ValueError(f"need a file at {url}, got nothing there (params.yaml: teacher.url)")
+        raise ValueError(f"need a file at {url}, got nothing there (params.yaml: {key}.url)")
     if (got := sha256_file(path)) != sha256:
-        raise _mismatch(sha256, got, url)
+        raise _mismatch(sha256, got, url, key)
     return path
 
 
-def _mismatch(expected: str, got: str, url: str) -> ValueError:
-    return ValueError(f"need sha256 {expected}, got {got} from {url} (params.yaml: teacher.sha256)")
+def _mismatch(expected: str, got: str, url: str, key: str) -> ValueError:
+    return ValueError(f"need sha256 {expected}, got {got} from {url} (params.yaml: {key}.sha256)")

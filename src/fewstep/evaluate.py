@@ -10,13 +10,17 @@ from numpy.typing import NDArray
 from fewstep.data.batches import batch_indices
 from fewstep.data.lmdb import ImageDataset
 from fewstep.denoiser import ConditionalDenoise, Denoiser, guided, one_hot
-from fewstep.distributed import Rank, gather, share
-from fewstep.metrics.features import FeatureExtractor, extract, load_features
+from fewstep.distributed import Rank, gather
+from fewstep.download import CACHE, fetch
+from fewstep.metrics.features import (
+    FeatureExtractor,
+    extract_outputs,
+    load_features,
+    rank_images,
+)
 from fewstep.metrics.frechet import frechet_distance, gaussian_stats
 from fewstep.params import Params, Row, Validation
 from fewstep.sample import SeededNoise, sample, to_uint8
-
-FEATURE_BATCH = 100
 
 
 @torch.no_grad()
@@ -74,8 +78,25 @@ def real_images(dataset: ImageDataset, count: int) -> NDArray[np.int64]:
     return batch_indices(0, count, len(dataset), seed=0)  # the reference does not hang on the seed
 
 
+def feature_network(params: Params, device: torch.device) -> FeatureExtractor:
+    """The network of params.metric, its weights fetched where they are not here yet."""
+    m = params.metric
+    if m.weights is None:
+        return load_features(m.features, device)
+    file = fetch(m.weights.url, m.weights.sha256, CACHE, key="metric.weights")
+    return load_features(m.features, device, file, m.weights.sha256)
+
+
+def batches(seeds: range, batch: int) -> list[range]:
+    """Seeds that are sampled together: the same ones whatever ranks share them."""
+    return [seeds[start : start + batch] for start in range(0, len(seeds), batch)]
+
+
 class Validator:
     """Scores a denoiser by the Fréchet distance of some of its images, on all ranks together.
+
+    Ranks share whole batches of images and whole chunks of features, and all have the same ones
+    of both in the end: the score is the same, bit for bit, on any number of them.
 
     Raises:
         ValueError: the data have fewer images than the reference asks for.
@@ -90,12 +111,13 @@ class Validator:
                 f"{settings.reference_images} (params.yaml: validation.reference_images)"
             )
         self.params, self.settings, self.rank = params, settings, rank
-        self.extractor: FeatureExtractor = load_features(params.metric.features, rank.device)
-        images, _ = dataset.read(share(real_images(dataset, settings.reference_images), rank))
-        self.reference = gaussian_stats(self._features(images))
+        self.extractor = feature_network(params, rank.device)
+        places = real_images(dataset, settings.reference_images)
+        features = self._features(len(places), lambda mine: dataset.read(places[mine])[0])
+        self.reference = gaussian_stats(features)
 
     def student(self, denoiser: Denoiser, name: str) -> tuple[float, NDArray[np.uint8]]:
-        """Distance of the student's images, equal on all ranks, and this rank's share of them."""
+        """Distance of the student's images, and the images; equal on all ranks."""
         v = self.settings
         return self._score(denoiser, Row(name, v.sampler, v.steps, v.guidance_scale))
 
@@ -107,15 +129,29 @@ class Validator:
         return self._score(denoiser, Row("teacher", base.sampler, base.steps, 1.0))[0]
 
     def _score(self, denoiser: Denoiser, row: Row) -> tuple[float, NDArray[np.uint8]]:
-        first, count = self.settings.first_seed, self.settings.images
-        seeds = share(range(first, first + count), self.rank)
         was_training = denoiser.training
-        images, _ = generate_images(self.params, row, denoiser.eval(), seeds, self.rank.device)
+        images = self._images(denoiser.eval(), row)
         denoiser.train(was_training)
-        value = frechet_distance(gaussian_stats(self._features(images)), self.reference)
-        return gather(value, self.rank)[0], images  # one answer, whatever each rank's rounding
+        features = self._features(len(images), lambda mine: images[mine])
+        value = frechet_distance(gaussian_stats(features), self.reference)
+        return gather(value, self.rank)[0], images  # one answer on GPUs of several kinds, too
 
-    def _features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features of all ranks' images, in their order."""
-        mine = extract(self.extractor, images, FEATURE_BATCH)
-        return np.concatenate(gather(mine, self.rank))
+    def _images(self, denoiser: Denoiser, row: Row) -> NDArray[np.uint8]:
+        v, rank = self.settings, self.rank
+        parts = batches(range(v.first_seed, v.first_seed + v.images), self.params.generate.batch)
+        mine = {
+            i: generate_images(self.params, row, denoiser, parts[i], rank.device)[0]
+            for i in range(rank.index, len(parts), rank.world)
+        }
+        found = {i: images for part in gather(mine, rank) for i, images in part.items()}
+        return np.concatenate([found[i] for i in range(len(parts))])
+
+    def _features(
+        self, count: int, read: Callable[[slice], NDArray[np.uint8]]
+    ) -> NDArray[np.float32]:
+        """Features of all images, each extracted on one rank; on every rank."""
+        mine = rank_images(count, self.rank.index, self.rank.world)
+        images = [read(slice(mine.start, mine.stop))] if mine else []
+        found = extract_outputs(self.extractor.outputs, images, workers=self.extractor.workers)
+        parts = gather(found.get("features"), self.rank)
+        return np.concatenate([part for part in parts if part is not None])

@@ -190,3 +190,14 @@ def say_gpus(count: int) -> None:
     """What `snakemake --profile gpu` will run on, said once, on stderr."""
     what = f"{count} GPUs" if count else "no GPU here, so everything runs on the CPU"
     print(f"profile gpu: {what}", file=sys.stderr, flush=True)
+
+
+def spread_over_gpus(device: str) -> None:
+    """Launch where there are several GPUs; a single device needs no further process."""
+    import torch
+
+    from fewstep.distributed import pick_device
+
+    several = pick_device(device).type == "cuda" and torch.cuda.device_count() > 1
+    if several and not launched():
+        launch(device)

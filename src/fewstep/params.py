@@ -7,6 +7,7 @@ value against config/params.schema.yaml (`_check_schema`), values against one an
 
 import difflib
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -196,10 +197,19 @@ class Download:
 
 @dataclass(frozen=True)
 class Generate:
+    """Without `seed_ranges` there is one range of `images` seeds."""
+
     images: int
     batch: int
     first_seed: int
     labels: Literal["balanced", "random"]
+    seed_ranges: int | None = None
+
+    @property
+    def ranges(self) -> list[range]:
+        """The disjoint ranges of seeds, one behind the other."""
+        starts = (self.first_seed + self.images * i for i in range(self.seed_ranges or 1))
+        return [range(start, start + self.images) for start in starts]
 
 
 @dataclass(frozen=True)
@@ -222,9 +232,62 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """Rows from one block: each of `steps` with each of `guidance_scale`; see `swept_rows`."""
+
+    model: str
+    sampler: Literal["heun", "euler", "ddim", "renoise", "churn"]
+    steps: tuple[int, ...]
+    guidance_scale: tuple[float, ...]
+    churn: Churn | None = None
+
+
+@dataclass(frozen=True)
+class KidSettings:
+    subsets: int
+    subset_size: int
+
+
+@dataclass(frozen=True)
+class ManifoldSettings:
+    k: int
+    density_k: int
+
+
+@dataclass(frozen=True)
+class MemorisationSettings:
+    """Without `images` the reference images are looked through."""
+
+    k: int
+    expected: float
+    images: int | None = None
+
+
+@dataclass(frozen=True)
+class InceptionScoreSettings:
+    splits: int
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How sure a value from one seed range is, and a difference of two rows."""
+
+    resamples: int
+    confidence: float
+
+
+@dataclass(frozen=True)
 class Metric:
-    features: Literal["efficientnet-lite0"]
+    """Each optional block is a further metric; `weights` belong to networks no package brings."""
+
+    features: Literal["efficientnet-lite0", "inception-2015", "dinov2", "clip"]
     reference_images: int
+    weights: Download | None = None
+    kid: KidSettings | None = None
+    manifold: ManifoldSettings | None = None
+    memorisation: MemorisationSettings | None = None
+    inception_score: InceptionScoreSettings | None = None
+    bootstrap: Bootstrap | None = None
 
 
 @dataclass(frozen=True)
@@ -257,6 +320,7 @@ class Params:
     rows: Mapping[str, Row]
     metric: Metric
     tracking: Tracking
+    sweeps: Mapping[str, Sweep] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars that `load_params` would read back as these params."""
@@ -270,8 +334,11 @@ SETTINGS = {
 }
 
 
-def load_params(path: str | Path = "params.yaml") -> Params:
+def load_params(path: str | Path = "params.yaml", swept: bool = True) -> Params:
     """Read, check and freeze a params file.
+
+    Args:
+        swept: whether the rows have to be those of the sweeps, as `fewstep sweep` writes them.
 
     Raises:
         ParamsError: the file cannot be read or some of its values are wrong; names them all.
@@ -283,12 +350,26 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     raw = _read(Path(path), report)
     _check_schema(raw, _schema(Path(path)), report)
     _cross_check(raw, report)
+    if swept and report.sound("sweeps") and report.sound("rows"):
+        _check_sweeps(raw, report)
     if report.lines:
         raise ParamsError("\n".join(dict.fromkeys(report.lines)))
     params = _build(Params, raw)
     for message in _ungrounded_guidance(params):
         warnings.warn(f"{path}: {message}", stacklevel=2)
     return params
+
+
+def swept_rows(sweeps: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows of the blocks of `sweeps`: `NAME-8`, and `NAME-8-g1p5` of several scales."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, sweep in sweeps.items():
+        for steps, scale in itertools.product(sweep["steps"], sweep["guidance_scale"]):
+            several = len(sweep["guidance_scale"]) > 1
+            suffix = f"-g{scale:g}".replace(".", "p") if several else ""  # DVC splits keys at dots
+            row = {**sweep, "steps": steps, "guidance_scale": scale}
+            rows[f"{name}-{steps}{suffix}"] = row
+    return rows
 
 
 def digest(obj: object) -> str:
@@ -559,6 +640,10 @@ def _cross_check(raw: dict[str, Any], report: _Report) -> None:
         if resolution % (factor := 2 ** (levels - 1)):
             message = f"need resolution divisible by {factor} for {levels} levels of channel_mult"
             report.conflict(("data", "resolution"), f"{message}, got {resolution}")
+    if report.sound("metric"):
+        _check_metric(raw["metric"], report)
+        if report.sound("generate"):
+            _check_counts(raw["metric"], raw["generate"]["images"], report)
     if report.sound("teacher") and "train" in raw["teacher"]:
         _check_student(raw["teacher"]["train"], ("teacher", "train"), report)
 
@@ -610,6 +695,47 @@ def _check_student(student: dict[str, Any], path: KeyPath, report: _Report) -> N
         if settings["gan_student_weight"] and not settings["gan_critic_weight"]:
             message = "need gan_critic_weight > 0 beside a gan_student_weight > 0, got 0"
             report.conflict((*path, "settings", "gan_critic_weight"), message)
+
+
+def _check_metric(metric: dict[str, Any], report: _Report) -> None:
+    features = metric["features"]
+    if features != "efficientnet-lite0" and "weights" not in metric:
+        message = f"need url and sha256 of the weights of {features}, got nothing"
+        report.conflict(("metric", "weights"), message)
+    if "inception_score" in metric and features != "inception-2015":
+        message = f"need features inception-2015 for an Inception Score, got {features}"
+        report.conflict(("metric", "inception_score"), message)
+    if (looked := metric.get("memorisation", {}).get("images")) is not None:
+        if looked < (reference := metric["reference_images"]):
+            message = f"need images >= reference_images, got {looked} and {reference}"
+            report.conflict(("metric", "memorisation", "images"), message)
+
+
+def _check_counts(metric: dict[str, Any], images: int, report: _Report) -> None:
+    """Metrics that need more images than a row or the reference has."""
+    fewest = min(images, metric["reference_images"])
+    limits = [
+        ("kid", "subset_size", fewest - 1, "images of a row, or real ones, less one"),
+        ("manifold", "k", fewest - 1, "images of a row, or real ones, less one"),
+        ("manifold", "density_k", fewest - 1, "images of a row, or real ones, less one"),
+        ("memorisation", "k", metric["reference_images"] - 1, "real images less one"),
+        ("inception_score", "splits", images, "images of a row"),
+    ]
+    for block, key, most, what in limits:
+        if (value := metric.get(block, {}).get(key, 0)) > most:
+            message = f"need {key} <= {most}, the {what}, got {value}"
+            report.conflict(("metric", block, key), message)
+
+
+def _check_sweeps(raw: dict[str, Any], report: _Report) -> None:
+    sweeps, rows = raw.get("sweeps", {}), raw["rows"]
+    wanted = swept_rows(sweeps)
+    for name in sweeps:
+        mine = {row for row in {*wanted, *rows} if row.startswith(f"{name}-")}
+        odd = sorted(row for row in mine if wanted.get(row) != rows.get(row))
+        if odd:
+            message = f"need the rows of this sweep under rows, got others for {', '.join(odd)}"
+            report.conflict(("sweeps", name), f"{message}; write them with `fewstep sweep`")
 
 
 def _check_row(row: dict[str, Any], path: KeyPath, names: list[str], report: _Report) -> None:

@@ -23,7 +23,7 @@ rule build_lmdb:
 
 rule ref_stats:
     input:
-        code("metrics/*.py", "stages/ref_stats.py"),
+        code("evaluate.py", "metrics/*.py", "scores.py", "stages/ref_stats.py"),
         "artifacts/data.lmdb",
         params=unless_recorded("artifacts/ref-stats.npz"),
     output:

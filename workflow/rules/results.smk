@@ -1,6 +1,12 @@
 rule results_table:
     input:
-        code("report.py", "stages/results_table.py"),
+        code(
+            "provenance.py",
+            "report/*.csv",
+            "report/*.html",
+            "report/*.py",
+            "stages/results_table.py",
+        ),
         "artifacts/data.lmdb",
         "artifacts/ref-stats.json",
         expand("artifacts/samples/{row}.{kind}", row=config["rows"], kind=["npz", "json"]),
@@ -15,6 +21,9 @@ rule results_table:
         report("results/metrics.json", caption="../report/metrics.rst", category="All models"),
         report("results/table.csv", caption="../report/table.rst", category="All models"),
         "results/table.md",
+        "results/table.tex",
+        report("results/report.html", caption="../report/page.rst", category="All models"),
+        "results/provenance.json",
         report("results/samples.png", caption="../report/samples.rst", category="All models"),
         report(
             directory("results/grids"),
@@ -41,6 +50,18 @@ rule results_table:
         mem_mb=4000,
         runtime=30,
     params:
-        tracked=tracked("rows", "students", "generate", "data"),
+        tracked=tracked(
+            "data",
+            "generate",
+            "imports",
+            "metric",
+            "network",
+            "noise",
+            "precision",
+            "rows",
+            "seed",
+            "students",
+            "teacher",
+        ),
     shell:
         "env PYTHONPATH=src python -m fewstep results-table > {log} 2>&1"

@@ -38,7 +38,7 @@ rule generate:
 
 rule fid:
     input:
-        code("metrics/*.py", "stages/fid.py"),
+        code("metrics/*.py", "scores.py", "stages/fid.py"),
         "artifacts/ref-stats.npz",
         "artifacts/ref-stats.json",
         "artifacts/samples/{row}.npz",

@@ -76,7 +76,7 @@ def compare(
     if resamples < 2 or not 0 < confidence < 1:
         raise ValueError(
             "need 2 or more resamples and a confidence in (0, 1), got "
-            f"{resamples} and {confidence} (params.yaml: metric.compare)"
+            f"{resamples} and {confidence} (params.yaml: metric.bootstrap)"
         )
     rng = np.random.default_rng(seed)
     differences = np.empty(resamples)
@@ -97,3 +97,22 @@ def compare(
         error=float(differences.std(ddof=1)),
         resamples=resamples,
     )
+
+
+def bootstrap_error(
+    features: Features, metric: Callable[[Features], float], resamples: int, seed: int = 0
+) -> float:
+    """Standard deviation of a metric over resamples of its images, drawn with return.
+
+    What the seeds contribute: how far the value of another range of as many seeds would stray.
+
+    Raises:
+        ValueError: fewer than 2 resamples.
+    """
+    if resamples < 2:
+        raise ValueError(
+            f"need at least 2 resamples, got {resamples} (params.yaml: metric.bootstrap.resamples)"
+        )
+    rng = np.random.default_rng(seed)
+    draws = (rng.integers(len(features), size=len(features)) for _ in range(resamples))
+    return float(np.std([metric(features[rows]) for rows in draws], ddof=1))

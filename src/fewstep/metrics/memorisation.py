@@ -37,6 +37,7 @@ def memorisation(
     k: int = 3,
     expected: float = 0.01,
     device: Device = "cpu",
+    real_distances: NDArray[np.float64] | None = None,
 ) -> Memorisation:
     """Nearest training images of samples, and the share of near-duplicates among the samples.
 
@@ -48,6 +49,7 @@ def memorisation(
         k: neighbours to report.
         expected: share of real images that count as near-duplicates of others, in (0, 1).
         device: where distances are computed, in float64.
+        real_distances: what `real_spacing` gave for as many images; None computes it.
 
     Raises:
         ValueError: features that do not fit together or are not finite, too few of them, or
@@ -60,13 +62,22 @@ def memorisation(
             f"and {expected} (params.yaml: metric.memorisation.k, metric.memorisation.expected)"
         )
     _, indices = nearest(samples, training, k, device)
-    own = np.linspace(0, len(training) - 1, min(len(samples), len(training))).astype(np.int64)
-    _, others = nearest(training[own], training, 1, device, skip=own)
     distances = _distances(samples, training, indices)
-    real = _distances(training[own], training, others)[:, 0]
+    real = real_distances
+    if real is None:
+        real = real_spacing(training, len(samples), device)
     threshold = float(np.quantile(real, expected))
     share = float((distances[:, 0] <= threshold).mean())
     return Memorisation(indices, distances, real, threshold, share, expected)
+
+
+def real_spacing(
+    training: NDArray[np.floating], count: int, device: Device = "cpu"
+) -> NDArray[np.float64]:
+    """Distances of `count` training images, evenly spread, to their nearest others, (count,)."""
+    own = np.linspace(0, len(training) - 1, min(count, len(training))).astype(np.int64)
+    _, others = nearest(training[own], training, 1, device, skip=own)
+    return _distances(training[own], training, others)[:, 0]
 
 
 def _distances(

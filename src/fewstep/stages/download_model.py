@@ -1,16 +1,12 @@
 """`fewstep download-model NAME`: a network of params.yaml: imports -> artifacts/models/NAME."""
 
-from pathlib import Path
-
 from fewstep.averages import SNAPSHOTS
-from fewstep.download import fetch
+from fewstep.download import CACHE, fetch
 from fewstep.files import atomic_path
 from fewstep.interop.checkpoint import import_checkpoint
 from fewstep.models import MODELS, save_model
 from fewstep.params import Params
 from fewstep.stages.import_checkpoint import verify
-
-CACHE = Path("scratch/downloads")
 
 
 def run(params: Params, name: str) -> None:
@@ -27,7 +23,8 @@ def run(params: Params, name: str) -> None:
 
 def install(name: str, url: str, sha256: str, params: Params) -> None:
     """Fetch, verify and write a model; its log and snapshots are empty, for we did not train it."""
-    weights, about = import_checkpoint(fetch(url, sha256, CACHE))
+    key = "teacher" if name == "teacher" else f"imports.{name}"
+    weights, about = import_checkpoint(fetch(url, sha256, CACHE, key=key))
     verify(weights, about, params, url)
     save_model(MODELS / name, weights, {**about, "name": name, "sha256": sha256})
     with atomic_path(MODELS / name / "log.jsonl") as path:

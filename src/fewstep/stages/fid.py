@@ -1,17 +1,30 @@
-"""`fewstep fid ROW`: Fréchet distance of a row's images -> artifacts/scores/ROW.json."""
+"""`fewstep fid ROW`: all metrics of a row's images -> artifacts/scores/ROW.json."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fewstep.distributed import pick_device
-from fewstep.files import read_json, write_json
-from fewstep.metrics.features import load_features
-from fewstep.metrics.frechet import frechet_distance, gaussian_stats, load_stats
-from fewstep.params import Params
+from fewstep.distributed import Rank, start, stop
+from fewstep.evaluate import feature_network
+from fewstep.files import read_json, sha256_file, write_json
+from fewstep.launch import spread_over_gpus
+from fewstep.metrics.features import FeatureExtractor
+from fewstep.params import Params, digest
+from fewstep.provenance import remember
 from fewstep.report import format_row
+from fewstep.scores import (
+    Outputs,
+    Scores,
+    class_means,
+    load_reference,
+    noted,
+    score,
+    shared_outputs,
+    spread,
+)
 from fewstep.stages.generate import SAMPLES, row_of
-from fewstep.stages.ref_stats import ABOUT, STATS, features_of
+from fewstep.stages.ref_stats import ABOUT, STATS
 
 SCORES = Path("artifacts/scores")
 
@@ -23,19 +36,70 @@ def run(params: Params, name: str) -> None:
         ValueError: the reference was made with another feature network.
     """
     row_of(params, name)
-    extractor = load_features(params.metric.features, pick_device(params.device))
-    reference, about = load_stats(STATS), read_json(ABOUT)
+    spread_over_gpus(params.device)
+    rank = start(params.device)
+    extractor, about = feature_network(params, rank.device), read_json(ABOUT)
     if about["detector_sha256"] != extractor.sha256:
         raise ValueError(f"need a reference of {extractor.label}, got {about['metric']} in {ABOUT}")
     with np.load(SAMPLES / f"{name}.npz") as samples:
-        features = features_of(extractor, samples["images"], f"fid {name}")
-    score = {
-        **read_json(SAMPLES / f"{name}.json"),
+        images, labels, seeds = (samples[key] for key in ("images", "labels", "seeds"))
+    outputs = shared_outputs(
+        extractor, lambda part: images[part.start : part.stop], len(images), rank, f"fid {name}"
+    )
+    if outputs is not None:
+        ranges, notes = noted(lambda: score_ranges(params, extractor, outputs, labels, rank))
+        result = {
+            **read_json(SAMPLES / f"{name}.json"),
+            **summary(params, extractor, ranges, seeds, about),
+            "notes": notes,
+        }
+        write_json(SCORES / f"{name}.json", result)
+        remember(name, SCORES / f"{name}.json")
+        print(format_row(result))
+    stop(rank)
+
+
+def score_ranges(
+    params: Params, extractor: FeatureExtractor, outputs: Outputs, labels: np.ndarray, rank: Rank
+) -> list[Scores]:
+    """The scores of each seed range by itself."""
+    reference, size = load_reference(STATS), params.generate.images
+    ranges = (slice(start, start + size) for start in range(0, len(labels), size))
+    return [
+        score(
+            {name: rows[part] for name, rows in outputs.items()},
+            labels[part],
+            reference,
+            extractor.label,
+            params.metric,
+            rank.device,
+        )
+        for part in ranges
+    ]
+
+
+def summary(
+    params: Params,
+    extractor: FeatureExtractor,
+    ranges: list[Scores],
+    seeds: np.ndarray,
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """Means, spreads, details, and what they were measured with; equal on every machine."""
+    metrics = spread(ranges)
+    first = ranges[0].neighbours
+    return {
         "metric": extractor.label,
-        "value": frechet_distance(gaussian_stats(features), reference),
+        "value": metrics[extractor.label]["value"],
+        "std": metrics[extractor.label]["std"],
+        "metrics": metrics,
+        "classes": class_means(ranges),
+        "neighbours": [{"seed": int(seeds[n["image"]]), **n} for n in first],
+        "detector": about["detector"],
         "detector_sha256": extractor.sha256,
         "data_sha256": about["data_sha256"],
+        "reference_sha256": sha256_file(STATS),
         "reference_images": about["reference_images"],
+        "looked_through": about["looked_through"],
+        "metric_params_sha256": digest(params.metric),
     }
-    write_json(SCORES / f"{name}.json", score)
-    print(format_row(score))

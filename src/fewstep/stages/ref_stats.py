@@ -1,15 +1,28 @@
-"""`fewstep ref-stats`: feature statistics of real images, and the real-against-real floor."""
+"""`fewstep ref-stats`: what rows are scored against, and the real-against-real floor."""
+
+from dataclasses import replace
 
 import numpy as np
 
 from fewstep.data.lmdb import ImageDataset
-from fewstep.distributed import pick_device
-from fewstep.evaluate import FEATURE_BATCH, real_images
+from fewstep.distributed import Rank, start, stop
+from fewstep.evaluate import feature_network, real_images
 from fewstep.files import write_json
-from fewstep.metrics.features import FeatureExtractor, extract, load_features
-from fewstep.metrics.frechet import frechet_distance, gaussian_stats, save_stats
-from fewstep.params import Params
-from fewstep.progress import progress
+from fewstep.launch import spread_over_gpus
+from fewstep.metrics.features import FeatureExtractor
+from fewstep.metrics.frechet import gaussian_stats
+from fewstep.metrics.memorisation import real_spacing
+from fewstep.params import Metric, Params, plain
+from fewstep.scores import (
+    KEPT,
+    Outputs,
+    Reference,
+    noted,
+    save_reference,
+    score,
+    shared_outputs,
+    spread,
+)
 from fewstep.train import DATA
 
 STATS = DATA.with_name("ref-stats.npz")
@@ -17,39 +30,114 @@ ABOUT = STATS.with_suffix(".json")
 
 
 def run(params: Params) -> None:
-    """Statistics of reference_images images; the floor is the distance of as many others as a row
-    has images, from the rest of the data.
+    """Features of the reference images; the floor is the score of as many others as a range has
+    images, from the rest of the data.
 
     Raises:
         ValueError: the data are too few for both.
     """
-    dataset = ImageDataset(DATA, params.data.classes)
-    wanted, rest = params.metric.reference_images, params.generate.images
-    if wanted + rest > len(dataset):
+    spread_over_gpus(params.device)
+    dataset, m, rest = (
+        ImageDataset(DATA, params.data.classes),
+        params.metric,
+        params.generate.images,
+    )
+    if m.reference_images + rest > len(dataset):
         raise ValueError(
-            f"need {wanted} + {rest} disjoint images, got {len(dataset)} in {DATA} "
+            f"need {m.reference_images} + {rest} disjoint images, got {len(dataset)} in {DATA} "
             "(params.yaml: metric.reference_images, generate.images)"
         )
-    extractor = load_features(params.metric.features, pick_device(params.device))
-    images, _ = dataset.read(real_images(dataset, wanted + rest))
-    features = features_of(extractor, images, "ref-stats")
-    reference, other = gaussian_stats(features[:wanted]), gaussian_stats(features[wanted:])
-    floor = frechet_distance(reference, other)
-    save_stats(STATS, reference)
+    count = max(m.reference_images + rest, _looked_through(m, len(dataset)))
+    places, rank = real_images(dataset, count), start(params.device)
+    extractor = feature_network(params, rank.device)
+    outputs = shared_outputs(
+        extractor, lambda part: dataset.read(places[part])[0], count, rank, "ref-stats"
+    )
+    if outputs is not None:
+        write(outputs, dataset, places, extractor, params, rank)
+    stop(rank)
+
+
+def _looked_through(metric: Metric, images: int) -> int:
+    """Training images among which copies are looked for; 0 where nobody asks.
+
+    Raises:
+        ValueError: more than there are.
+    """
+    wanted = metric.memorisation.images if metric.memorisation else None
+    if (wanted or 0) > images:
+        raise ValueError(
+            f"need at most {images} images, which {DATA} has, got {wanted} "
+            "(params.yaml: metric.memorisation.images)"
+        )
+    return wanted or 0
+
+
+def write(
+    outputs: Outputs,
+    dataset: ImageDataset,
+    places: np.ndarray,
+    extractor: FeatureExtractor,
+    params: Params,
+    rank: Rank,
+) -> None:
+    """Write the reference, and score `rest` real images against it."""
+    m, wanted, rest = params.metric, params.metric.reference_images, params.generate.images
+    reference = reference_of(outputs, dataset.labels()[places], places, params, rank)
+    other = slice(wanted, wanted + rest)
+    real = {name: rows[other] for name, rows in outputs.items()}
+    scores, notes = noted(
+        lambda: score(
+            real,
+            dataset.labels()[places[other]],
+            reference,
+            extractor.label,
+            replace(m, memorisation=None),  # they are training images themselves
+            rank.device,
+        )
+    )
+    save_reference(STATS, reference)
     about = {
         "metric": extractor.label,
+        "detector": {"features": m.features, "sha256": extractor.sha256},
         "detector_sha256": extractor.sha256,
         "data_sha256": dataset.content_sha256(),
         "reference_images": wanted,
-        "floor": {"value": floor, "images": rest, "other_images": wanted},
+        "looked_through": len(reference.features) if m.memorisation else None,
+        "settings": plain(m),
+        "floor": {
+            "value": scores.values[extractor.label],
+            "images": rest,
+            "other_images": wanted,
+            "metrics": spread([scores]),
+            "classes": {str(c): value for c, value in scores.classes.items()},
+        },
+        "notes": notes,
     }
     write_json(ABOUT, about)
     print(
-        f"ref-stats: {extractor.label} of {rest} real images against {wanted} others: {floor:.2f}"
+        f"ref-stats: {extractor.label} of {rest} real images against {wanted} others: "
+        f"{scores.values[extractor.label]:.2f}"
     )
 
 
-def features_of(extractor: FeatureExtractor, images: np.ndarray, desc: str) -> np.ndarray:
-    """Features of uint8 images (N, C, H, W), with progress: float32 (N, d)."""
-    with progress(len(images), desc) as bar:
-        return extract(extractor, images, FEATURE_BATCH, bar.update)
+def reference_of(
+    outputs: Outputs, labels: np.ndarray, places: np.ndarray, params: Params, rank: Rank
+) -> Reference:
+    """The reference within features of real images, those of the reference first."""
+    m, wanted = params.metric, params.metric.reference_images
+    kept = min(wanted, KEPT)
+    known = _looked_through(m, len(places)) or kept
+    features, spatial = outputs["features"], outputs.get("spatial")
+    spacing = np.empty(0)
+    if m.memorisation is not None:
+        spacing = real_spacing(features[:known], params.generate.images, rank.device)
+    return Reference(
+        stats=gaussian_stats(features[:wanted]),
+        spatial=None if spatial is None else gaussian_stats(spatial[:wanted]),
+        features=features[:known],
+        labels=labels[:known].astype(np.int64),
+        places=places[:known],
+        kept=kept,
+        real_distances=spacing,
+    )

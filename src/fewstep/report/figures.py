@@ -1,188 +1,23 @@
-"""What a run ends in: the results table, metrics.json, the sample grids, the loss curves.
+"""Pictures: grids of samples, and the curves of trainings."""
 
-Pure functions: they take rows, samples and logs that are already loaded, and write files.
-A row is a mapping with the keys in `COLUMNS`; None stands for what a row does not have
-(a downloaded teacher has no kimg). Its order is that of params.yaml: rows.
-"""
-
-import csv
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fewstep.files import atomic_path, write_json
+from fewstep.files import atomic_path
 from fewstep.tracking import TIMED, Log
 
 if TYPE_CHECKING:  # matplotlib takes a second to import: only the figures pay for it
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Row = Mapping[str, Any]
-
-COLUMNS: tuple[str, ...] = (
-    "row",
-    "student",
-    "method",
-    "sampler",
-    "steps",
-    "nfe",
-    "guidance_scale",
-    "metric",
-    "value",
-    "images",
-    "kimg",
-    "train_seconds",
-)
-NUMBERS = frozenset(COLUMNS) - {"row", "student", "method", "sampler", "metric"}
 INK, MUTED, FAINT = "#1a1a1a", "#6b6b6b", "#d9d9d9"
 PALETTE = ("#2f6db3", "#c8553d", "#3f8f5b", "#8a5fb0", "#b8860b", "#4a9aa5")
-
-
-# --- numbers ---------------------------------------------------------------------------------
-
-
-def write_table(rows: Sequence[Row], out_dir: str | os.PathLike[str], caption: str) -> None:
-    """Write table.csv (full precision) and its Markdown twin table.md, below `caption`.
-
-    In table.md the lowest value among rows of one number of steps is bold.
-
-    Raises:
-        ValueError: no rows, or a row without one of `COLUMNS`.
-    """
-    _check_rows(rows)
-    out_dir = Path(out_dir)
-    with atomic_path(out_dir / "table.csv") as path, open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    with atomic_path(out_dir / "table.md") as path:
-        path.write_text(f"{caption}\n\n{markdown_table(rows)}\n", encoding="utf-8")
-
-
-def table_caption(
-    metric: str, reference_images: int, seeds: tuple[int, int], floor: Mapping[str, Any]
-) -> str:
-    """The line that says how to read the table.
-
-    Args:
-        metric: label of the distance, FD-EffLite0 say.
-        reference_images: real images behind the reference.
-        seeds: first and last seed, inclusive.
-        floor: `value` of real images against `other_images` disjoint real images, `images` each.
-    """
-    return (
-        f"{metric} (lower is better) against {reference_images:,} real images; one image for each "
-        f"seed from {seeds[0]:,} to {seeds[1]:,}, the same in every row. Real against real, "
-        f"{floor['images']:,} images against {floor['other_images']:,} others, is the floor: "
-        f"{floor['value']:.2f}. Bold: best at its number of steps."
-    )
-
-
-def markdown_table(rows: Sequence[Row]) -> str:
-    """Rows as a Markdown table, columns padded, so that it reads well as plain text too."""
-    best = _best_per_step_count(rows)
-    cells = [[_cell(row, column, bold=row["row"] in best) for column in COLUMNS] for row in rows]
-    header = [column.replace("_", " ") for column in COLUMNS]
-    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    right = [column in NUMBERS for column in COLUMNS]
-
-    def line(texts: Sequence[str]) -> str:
-        padded = (
-            text.rjust(width) if to_right else text.ljust(width)
-            for text, width, to_right in zip(texts, widths, right, strict=True)
-        )
-        return f"| {' | '.join(padded)} |"
-
-    rule = [
-        "-" * (width - 1) + (":" if to_right else "-")
-        for width, to_right in zip(widths, right, strict=True)
-    ]
-    return "\n".join([line(header), line(rule), *map(line, cells)])
-
-
-def write_metrics(
-    rows: Sequence[Row], floor: Mapping[str, Any], path: str | os.PathLike[str]
-) -> None:
-    """Write one nested JSON, {metric: {row: value, ..., floor: value}}, for `dvc exp show`.
-
-    One column a row: how a row is sampled stands in params.yaml. Full precision.
-
-    Raises:
-        ValueError: no rows, a row without one of `COLUMNS`, a row called "floor", NaN.
-    """
-    _check_rows(rows)
-    if any(row["row"] == "floor" for row in rows):
-        raise ValueError("need a row name other than 'floor', got 'floor' (params.yaml: rows)")
-    metrics: dict[str, dict[str, float]] = {}
-    for row in rows:
-        metrics.setdefault(row["metric"], {})[row["row"]] = row["value"]
-    metrics[rows[0]["metric"]]["floor"] = floor["value"]
-    write_json(path, metrics)
-
-
-def format_row(row: Row) -> str:
-    """A finished row as one line; the lines of several rows align."""
-    steps = f"{row['steps']} step" + ("s" if row["steps"] != 1 else "")
-    parts = [
-        f"{row['row']:<20}",
-        f"{row['metric']} {row['value']:8.2f}",
-        f"{row['sampler']:<7}",
-        f"{steps:>9}",
-        f"{row['nfe']:>4} NFE",
-        f"guidance {row['guidance_scale']:g}",
-        f"{row['images']:,} images",
-    ]
-    return "  ".join(parts)
-
-
-def row_caption(row: Row) -> str:
-    """What stands under the row's name in the sample grid: sampler, NFE, value."""
-    guidance = f", guidance {row['guidance_scale']:g}" if row["guidance_scale"] != 1 else ""
-    return f"{row['sampler']}{guidance} · {row['nfe']} NFE · {row['metric']} {row['value']:.1f}"
-
-
-def _check_rows(rows: Sequence[Row]) -> None:
-    if not rows:
-        raise ValueError("need at least 1 row, got 0 (params.yaml: rows)")
-    for row in rows:
-        missing = [column for column in COLUMNS if column not in row]
-        if missing:
-            raise ValueError(
-                f"need every column in row {row.get('row', '?')}, got none for {', '.join(missing)}"
-            )
-
-
-def _best_per_step_count(rows: Sequence[Row]) -> set[str]:
-    """Names of the rows that beat another one with the same number of steps."""
-    groups: dict[int, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row["steps"], []).append(row)
-    return {
-        min(group, key=lambda row: row["value"])["row"]
-        for group in groups.values()
-        if len(group) > 1
-    }
-
-
-def _cell(row: Row, column: str, bold: bool) -> str:
-    value = row[column]
-    if value is None or value == "":
-        return "–"
-    if column == "value":
-        return f"**{value:.2f}**" if bold else f"{value:.2f}"
-    if column == "train_seconds":
-        return f"{value:,.0f}"
-    if column in NUMBERS:
-        return f"{value:,.10g}"
-    return str(value)
-
-
-# --- figures ---------------------------------------------------------------------------------
 
 
 def sample_grid(
