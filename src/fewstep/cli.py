@@ -9,6 +9,7 @@ from pathlib import Path
 STAGES = {
     "download-teacher": "fetch and verify the teacher's weights, or train them (teacher.train)",
     "download-model": "fetch and verify another network (imports)",
+    "download-data": "fetch and verify data.source (data.url)",
     "build-lmdb": "turn data.source into artifacts/data.lmdb",
     "ref-stats": "feature statistics of real images, and the real-against-real floor",
     "train": "train a student, under torchrun",
