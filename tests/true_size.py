@@ -1,14 +1,13 @@
-"""One iteration of a student of a preset at its true size: python tests/true_size.py PRESET STUDENT.
+"""One iteration of a student at its true size: python tests/true_size.py PRESET STUDENT.
 
 Random teacher, random images, one image in fp32 on the CPU; prints JSON: seconds, bytes (the most
-that the process held), plan (what `fewstep plan` says of it) and the losses.
+that the process held) and planned (what fewstep.plan says that it holds).
 """
 
 import json
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -19,6 +18,7 @@ from fewstep.data.sources import ArraySource
 from fewstep.distributed import Rank
 from fewstep.models import MODELS, build_denoiser, save_model
 from fewstep.params import Params, load_params
+from fewstep.plan import plan_student
 from fewstep.train import DATA, Run, peak_memory
 
 CPU = torch.device("cpu")
@@ -50,16 +50,14 @@ def main(preset: str, name: str) -> None:
     params = one_image(load_params(preset), name)
     if not (MODELS / "teacher" / "model.safetensors").exists():
         write_inputs(params)
-        return main(preset, name)
     dataset = ImageDataset(DATA, params.data.classes)
     run = Run(name, params.students[name], params, Rank(0, 1, CPU), dataset)
-    before = peak_memory(CPU)
     started = time.perf_counter()
     run.iterate()
     seconds = time.perf_counter() - started
-    said = {"seconds": seconds, "bytes_before": before, "bytes": peak_memory(CPU)}
-    print(json.dumps({**said, "forwards": run.method.forwards(0.0)}))
+    planned = plan_student(name, params.students[name], params, world=1).total_memory
+    print(json.dumps({"seconds": seconds, "bytes": peak_memory(CPU), "planned": planned}))
 
 
 if __name__ == "__main__":
-    main(str(Path(sys.argv[1])), sys.argv[2])
+    main(sys.argv[1], sys.argv[2])

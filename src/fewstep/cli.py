@@ -18,6 +18,8 @@ STAGES = {
     "import": "turn another project's checkpoint into a model of ours",
     "results-table": "collect all rows into results/",
     "phema": "rebuild a power-function average of a finished training (students.<name>.phema)",
+    "sample": "draw images of a model or checkpoint: a grid, PNGs, NPZ",
+    "plan": "what the experiment costs: FLOPs, memory, hours, disk; runs nothing",
     "check": "check params.yaml and stop",
 }
 NAMED = {
@@ -43,8 +45,24 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--kimg", type=float, help="time; the last snapshot's by default")
         if stage == "import":
             command.add_argument("file", help="a checkpoint: a file, or a folder of accelerate")
-        if stage in ("import", "phema"):
-            command.add_argument("--out", type=Path, help="folder; by default a new one in models")
+        if stage == "sample":
+            command.add_argument("model", help="a name of params.yaml, or a checkpoint")
+            command.add_argument("--classes", help="0-9,20: one after the other; all by default")
+            command.add_argument("--seeds", default="0-63", help="0-63,100: an image each; 0-63")
+            command.add_argument("--steps", type=int, help="by default what it was trained for")
+            command.add_argument("--guidance", type=float, default=1.0, help="1, off")
+            command.add_argument("--sampler", help="heun, euler, ddim or renoise; its method's own")
+        if stage == "plan":
+            command.add_argument("--gpu", default="h100", help="kind of GPU; h100 by default")
+            command.add_argument("--gpus", type=int, default=8, help="GPUs of a node; 8")
+            command.add_argument("--nodes", type=int, default=1, help="machines; 1")
+            text = "share of the data sheet's FLOP/s that is reached; 0.2"
+            command.add_argument("--utilisation", type=float, default=0.2, help=text)
+            command.add_argument("--disk", type=float, help="free GB; by default what is free here")
+        if stage in ("import", "phema", "sample"):
+            command.add_argument(
+                "--out", type=Path, help="folder; by default a new one in artifacts"
+            )
         command.add_argument("--params", default="params.yaml", help="the params file")
     return main
 
