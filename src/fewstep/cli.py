@@ -12,6 +12,7 @@ STAGES = {
     "download-data": "fetch and verify data.source (data.url)",
     "build-lmdb": "turn data.source into artifacts/data.lmdb",
     "ref-stats": "feature statistics of real images, and the real-against-real floor",
+    "preflight": "check a student's training before it runs, under torchrun",
     "train": "train a student, under torchrun",
     "generate": "sample the images of a row",
     "fid": "score the images of a row",
@@ -24,6 +25,7 @@ STAGES = {
 }
 NAMED = {
     "download-model": "network of imports",
+    "preflight": "student",
     "train": "student",
     "generate": "row",
     "fid": "row",
