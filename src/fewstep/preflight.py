@@ -71,6 +71,7 @@ def _arrive(rank: Rank) -> dist.ProcessGroup | None:
     if rank.world == 1:
         return None
     group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert isinstance(group, dist.ProcessGroup), "this process is in it"
     try:
         dist.monitored_barrier(group, timeout=PATIENCE, wait_all_ranks=True)
     except RuntimeError as error:
