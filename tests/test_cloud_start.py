@@ -78,23 +78,21 @@ def clone(tmp_path: Path) -> Path:
     return folder
 
 
-def start(
-    clone: Path, *arguments: str, key: bool = True, **extra: str
-) -> subprocess.CompletedProcess[str]:
+def start(clone: Path, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(clone / "scripts" / "cloud_start.sh"), *arguments],
         cwd="/",
-        env=environment(key, **extra),
+        env=environment(**extra),
         capture_output=True,
         text=True,
         timeout=500,
     )
 
 
-def environment(key: bool = True, **extra: str) -> dict[str, str]:
+def environment(**extra: str) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     base = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HF_"))}
-    return {**base, "PATH": path, "no_proxy": "*", **(KEY if key else {"DISK_GB": "0"}), **extra}
+    return {**base, "PATH": path, "no_proxy": "*", **KEY, **extra}
 
 
 def given(server: Server) -> dict[str, str]:

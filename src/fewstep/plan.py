@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.consistency import Consistency
-from fewstep.denoiser import Denoiser
+from fewstep.denoiser import ConditionalDenoise, Denoiser
 from fewstep.denoising import Denoising
 from fewstep.dmd2 import Critic, Discriminator, Dmd2
 from fewstep.flops import forward_flops
@@ -193,7 +193,7 @@ def saved_bytes(denoiser: Denoiser, params: Params) -> Saved:
     return Saved(two - one, half[1] - half[0], 2 * one - two)
 
 
-def _kept(denoiser: Denoiser, call: nn.Module, params: Params, images: int) -> int:
+def _kept(denoiser: Denoiser, call: ConditionalDenoise, params: Params, images: int) -> int:
     """Bytes of the storages that a call saves for its backward pass, weights left out."""
     d, kept = params.data, dict[int, torch.UntypedStorage]()
     own = {p.untyped_storage()._cdata for p in denoiser.parameters()}
