@@ -9,8 +9,10 @@ from pathlib import Path
 STAGES = {
     "download-teacher": "fetch and verify the teacher's weights, or train them (teacher.train)",
     "download-model": "fetch and verify another network (imports)",
+    "download-data": "fetch and verify data.source (data.url)",
     "build-lmdb": "turn data.source into artifacts/data.lmdb",
     "ref-stats": "feature statistics of real images, and the real-against-real floor",
+    "preflight": "check a student's training before it runs, under torchrun",
     "train": "train a student, under torchrun",
     "generate": "sample the images of a row",
     "fid": "score the images of a row",
@@ -19,10 +21,13 @@ STAGES = {
     "compare": "say whether two rows differ by more than their seeds",
     "sweep": "write the rows of params.yaml: sweeps into params.yaml",
     "phema": "rebuild a power-function average of a finished training (students.<name>.phema)",
+    "sample": "draw images of a model or checkpoint: a grid, PNGs, NPZ",
+    "plan": "what the experiment costs: FLOPs, memory, hours, disk; runs nothing",
     "check": "check params.yaml and stop",
 }
 NAMED = {
     "download-model": "network of imports",
+    "preflight": "student",
     "train": "student",
     "generate": "row",
     "fid": "row",
@@ -47,8 +52,24 @@ def parser() -> argparse.ArgumentParser:
                 command.add_argument(side, help="a row, or REVISION:ROW of another git revision")
         if stage == "import":
             command.add_argument("file", help="a checkpoint: a file, or a folder of accelerate")
-        if stage in ("import", "phema"):
-            command.add_argument("--out", type=Path, help="folder; by default a new one in models")
+        if stage == "sample":
+            command.add_argument("model", help="a name of params.yaml, or a checkpoint")
+            command.add_argument("--classes", help="0-9,20: one after the other; all by default")
+            command.add_argument("--seeds", default="0-63", help="0-63,100: an image each; 0-63")
+            command.add_argument("--steps", type=int, help="by default what it was trained for")
+            command.add_argument("--guidance", type=float, default=1.0, help="1, off")
+            command.add_argument("--sampler", help="heun, euler, ddim or renoise; its method's own")
+        if stage == "plan":
+            command.add_argument("--gpu", default="h100", help="kind of GPU; h100 by default")
+            command.add_argument("--gpus", type=int, default=8, help="GPUs of a node; 8")
+            command.add_argument("--nodes", type=int, default=1, help="machines; 1")
+            text = "share of the data sheet's FLOP/s that is reached; 0.2"
+            command.add_argument("--utilisation", type=float, default=0.2, help=text)
+            command.add_argument("--disk", type=float, help="free GB; by default what is free here")
+        if stage in ("import", "phema", "sample"):
+            command.add_argument(
+                "--out", type=Path, help="folder; by default a new one in artifacts"
+            )
         command.add_argument("--params", default="params.yaml", help="the params file")
     return main
 

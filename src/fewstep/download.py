@@ -54,6 +54,12 @@ def fetch(
         OSError: the disk is full.
     """
     sha256 = sha256.lower()
+    if sha256 == "unknown":
+        raise ValueError(
+            f"need the sha256 of {url}, got unknown: whoever publishes the file does not tell it. "
+            "Fetch it by hand, compare `sha256sum FILE` with what someone else got, and write the "
+            "64 digits (params.yaml: teacher.sha256)"
+        )
     if not re.fullmatch("[0-9a-f]{64}", sha256):
         raise ValueError(f"need 64 hex digits, got {sha256!r} (params.yaml: {key}.sha256)")
     parts = urlsplit(url)

@@ -31,11 +31,13 @@ def generate_images(
     seeds: Sequence[int],
     device: torch.device,
     done: Callable[[int], object] = lambda count: None,
+    classes: Sequence[int] | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The images of these seeds as a row samples them, uint8 (N, C, H, W), and their classes (N,).
 
     Args:
         done: called with the number of images of each finished batch.
+        classes: of each image; None: as params.generate.labels says.
 
     Raises:
         FloatingPointError: an image is not finite.
@@ -43,13 +45,15 @@ def generate_images(
     d, n, batch = params.data, params.noise, params.generate.batch
     denoise = guided(denoiser, row.guidance_scale)
     images = np.empty((len(seeds), d.channels, d.resolution, d.resolution), np.uint8)
-    classes = np.empty(len(seeds), np.int64)
+    found = np.empty(len(seeds), np.int64)
     for start in range(0, len(seeds), batch):
         part = seeds[start : start + batch]
         noise = SeededNoise(part, images.shape[1:])
         latents, drawn = noise(), noise.labels(d.classes)
         balanced = torch.tensor(list(part)) % d.classes
         labels = balanced if params.generate.labels == "balanced" else drawn
+        if classes is not None:
+            labels = torch.tensor(classes[start : start + batch])
         x = sample(
             row.sampler,
             denoise,
@@ -68,9 +72,9 @@ def generate_images(
                 f"guidance_scale {row.guidance_scale}, seeds {part[0]} to {part[-1]}"
             )
         images[start : start + batch] = to_uint8(x).cpu().numpy()
-        classes[start : start + batch] = labels.numpy()
+        found[start : start + batch] = labels.numpy()
         done(len(part))
-    return images, classes
+    return images, found
 
 
 def real_images(dataset: ImageDataset, count: int) -> NDArray[np.int64]:

@@ -34,7 +34,8 @@ class ParamsError(ValueError):
 
 @dataclass(frozen=True)
 class Data:
-    """Without `workers` as many processes as there are cores; without `on_error` stop."""
+    """Without `workers` as many processes as there are cores; without `on_error` stop; `url` and
+    `sha256` go together, for a source that can be fetched."""
 
     source: str
     resolution: int
@@ -42,6 +43,8 @@ class Data:
     classes: int
     on_error: Literal["stop", "skip"] | None = None
     workers: int | None = None
+    url: str | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from fewstep.data.archives import open_zip
+from fewstep.data.cifar import read_cifar
 from fewstep.data.folders import open_folder
 from fewstep.data.imagenet_npz import batches, open_batches
 from fewstep.data.lmdb import ImageDataset, check_labels, check_shape
@@ -95,7 +96,8 @@ def open_source(path: str | Path, resolution: int, channels: int, classes: int) 
             - EDM's images, a `.zip` or folder with dataset.json;
             - a `.zip` or folder with a folder of PNG, JPEG or WebP images for each class;
             - downsampled ImageNet: train_data_batch_*.npz, one or a folder of them;
-            - Hugging Face shards: `.parquet`, one or a folder of them.
+            - Hugging Face shards: `.parquet`, one or a folder of them;
+            - CIFAR-10's `.tar.gz` of its binary version.
         resolution, channels, classes: what the images must have (params.yaml: data). Those of
             class folders and parquet shards are cropped and resized to it.
 
@@ -111,6 +113,8 @@ def open_source(path: str | Path, resolution: int, channels: int, classes: int) 
         return open_batches(*wanted)
     if path.suffix == ".npz":
         return _open_npz(*wanted)
+    if path.name.endswith(".tar.gz"):
+        return _open_cifar(*wanted)
     if path.suffix in (".lmdb", ".mdb") or (path / "data.mdb").is_file():
         dataset = ImageDataset(path, classes)
         dataset.check(resolution, channels, classes)
@@ -122,9 +126,16 @@ def open_source(path: str | Path, resolution: int, channels: int, classes: int) 
     if path.is_dir():
         return open_folder(*wanted)
     raise ValueError(
-        "need an LMDB, a .npz, .zip or .parquet, or a folder of images, "
+        "need an LMDB, a .npz, .zip, .parquet or .tar.gz, or a folder of images, "
         f"got {path} (params.yaml: data.source)"
     )
+
+
+def _open_cifar(path: Path, resolution: int, channels: int, classes: int) -> ArraySource:
+    images, labels = read_cifar(path)
+    check_shape(images.shape[1:], resolution, channels, path)
+    check_labels(labels, classes, path)
+    return ArraySource(path.name, images, labels, classes)
 
 
 def _open_npz(path: Path, resolution: int, channels: int, classes: int) -> ArraySource:

@@ -5,11 +5,13 @@ import os
 from fewstep.data.ingest import ingest
 from fewstep.data.sources import open_source
 from fewstep.params import Params
+from fewstep.stages.download_data import provide
 from fewstep.train import DATA
 
 
 def run(params: Params) -> None:
     d = params.data
+    provide(d)
     source = open_source(d.source, d.resolution, d.channels, d.classes)
     workers = d.workers or os.cpu_count() or 1
     manifest = ingest(source, DATA, workers=workers, on_error=d.on_error or "stop")

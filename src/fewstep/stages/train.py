@@ -2,6 +2,7 @@
 
 from fewstep import distributed, launch
 from fewstep.params import Params
+from fewstep.preflight import preflight
 from fewstep.train import student_block, train
 
 
@@ -11,6 +12,8 @@ def run(params: Params, name: str) -> None:
         launch.launch(params.device)
     rank = distributed.start(params.device)
     try:
+        if rank.device.type == "cuda" or rank.world > 1:  # what is slow or dear to get wrong
+            preflight(name, params, rank)
         train(name, params, rank)
     finally:
         distributed.stop(rank)

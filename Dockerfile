@@ -1,0 +1,28 @@
+# A rented machine with GPUs: docker build -t fewstep . && docker run --gpus all --ipc=host \
+#   -e WANDB_API_KEY -e DATA_URL -e DATA_SHA256 -e TEACHER_SHA256 \
+#   -v "$PWD/artifacts:/work/artifacts" -v "$PWD/scratch:/work/scratch" -v "$PWD/data:/work/data" \
+#   fewstep imagenet64
+# The mounts outlive the machine and must be writable for user 1000; the same line again goes on.
+# PyTorch's wheel brings CUDA; the driver is the host's. To pin the base for good, give its digest:
+#   docker build --build-arg BASE=python@sha256:... (docker inspect --format '{{.RepoDigests}}' IMAGE)
+ARG BASE=python:3.11-slim-bookworm
+FROM ${BASE}
+
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates curl \
+    && rm -rf /var/lib/apt/lists/*
+RUN useradd --create-home --uid 1000 fewstep && mkdir /work && chown fewstep /work
+USER fewstep
+WORKDIR /work
+ENV PATH=/work/.venv/bin:$PATH PYTHONUNBUFFERED=1
+
+# first what changes rarely: PyTorch is several GB
+COPY --chown=fewstep pyproject.toml constraints.txt LICENSE README.md ./
+RUN python -m venv .venv \
+    && mkdir -p src/fewstep && touch src/fewstep/__init__.py \
+    && pip install --no-cache-dir -e '.[wandb,parquet]' -c constraints.txt
+COPY --chown=fewstep . .
+RUN dvc config core.no_scm true && mkdir -p artifacts scratch data results
+
+ENTRYPOINT ["scripts/cloud_start.sh"]
+CMD ["imagenet64"]

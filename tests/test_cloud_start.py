@@ -1,0 +1,203 @@
+"""scripts/cloud_start.sh against a server of this machine, with a data set made up here."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+KEY = {"WANDB_API_KEY": "0" * 40, "DISK_GB": "0"}
+
+
+@dataclass
+class Server:
+    """A file, who asked for it and for which bytes."""
+
+    url: str
+    content: bytes
+    asked: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (400, 1, 16, 16), np.uint8), np.arange(400) % 10
+    np.savez(tmp_path / "images.npz", images=images, labels=labels)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            state.asked.append(dict(self.headers))
+            start = int(self.headers.get("Range", "bytes=0-")[6:].rstrip("-"))
+            self.send_response(206 if start else 200)
+            end = len(state.content) - 1
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{end}/{end + 1}")
+            self.send_header("Content-Length", str(len(state.content) - start))
+            self.end_headers()
+            self.wfile.write(state.content[start:])
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        content = (tmp_path / "images.npz").read_bytes()
+        state = Server(f"http://127.0.0.1:{http.server_port}/images.npz", content)
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield state
+        http.shutdown()
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A copy of what the script needs, and the preset `toy`, whose data are not there."""
+    folder = tmp_path / "clone"
+    for name in ("src", "config", "scripts", ".dvc"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "cache", "tmp")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    raw = yaml.safe_load((ROOT / "config" / "tiny.yaml").read_text())
+    raw["data"]["source"] = "data/images.npz"
+    raw["metric"]["reference_images"], raw["generate"]["images"] = 256, 64
+    (folder / "config" / "toy.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    return folder
+
+
+def start(clone: Path, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(clone / "scripts" / "cloud_start.sh"), *arguments],
+        cwd="/",
+        env=environment(**extra),
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+
+
+def environment(**extra: str) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    base = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HF_"))}
+    return {**base, "PATH": path, "no_proxy": "*", **KEY, **extra}
+
+
+def given(server: Server) -> dict[str, str]:
+    return {"DATA_URL": server.url, "DATA_SHA256": server.sha256}
+
+
+@pytest.mark.slow
+def test_data_are_fetched_once_and_built(clone: Path, server: Server) -> None:
+    command = ("toy", sys.executable, "-m", "fewstep", "build-lmdb")
+    first = start(clone, *command, **given(server), PYTHONPATH="src")
+    assert first.returncode == 0, first.stderr
+    assert "3 students" in first.stdout and "train cd: " in first.stdout
+    assert (clone / "data" / "images.npz").read_bytes() == server.content
+    assert (clone / "artifacts" / "data.lmdb").is_file()
+    params = (clone / "params.yaml").read_bytes()
+    again = start(clone, *command, PYTHONPATH="src")  # no address: it is there
+    assert again.returncode == 0, again.stderr
+    assert len(server.asked) == 1 and (clone / "params.yaml").read_bytes() == params
+
+
+@pytest.mark.slow
+def test_a_download_goes_on_where_it_stopped(clone: Path, server: Server) -> None:
+    (clone / "data").mkdir()
+    (clone / "data" / "images.npz.part").write_bytes(server.content[:5000])
+    done = start(clone, "toy", "true", **given(server))
+    assert done.returncode == 0, done.stderr
+    assert [headers.get("Range") for headers in server.asked] == ["bytes=5000-"]
+    assert (clone / "data" / "images.npz").read_bytes() == server.content
+
+
+def test_another_file_is_refused_and_removed(clone: Path, server: Server) -> None:
+    wrong = {**given(server), "DATA_SHA256": "0" * 64}
+    done = start(clone, "toy", "true", **wrong)
+    assert done.returncode == 1 and "need sha256 000" in done.stderr
+    assert not list((clone / "data").iterdir())
+
+
+@pytest.mark.slow
+def test_the_token_goes_to_no_other_host(clone: Path, server: Server) -> None:
+    done = start(clone, "toy", "true", **given(server), HF_TOKEN="hf_secret")
+    assert done.returncode == 0, done.stderr
+    assert "hf_secret" not in str(server.asked) + done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra", "message"),
+    [
+        (["nothing"], {}, "need a PRESET of config/, got 'nothing'"),
+        (["../params"], {}, "need a PRESET of config/, got '../params'"),
+        ([], {}, "need a PRESET of config/, got ''"),
+        (["toy"], {"WANDB_API_KEY": ""}, "need WANDB_API_KEY"),
+        (["toy"], {"DISK_GB": "99999999"}, "need 99999999 GB of free disk, got"),
+        (["toy"], {}, "need data/images.npz, or DATA_URL and DATA_SHA256"),
+        (["toy"], {"TEACHER_SHA256": "x"}, "need 64 lowercase hex digits, got 'x'"),
+        (["imagenet64"], {}, "need TEACHER_SHA256: imagenet64 does not know it"),
+    ],
+)
+def test_what_is_missing_is_told_before_anything_is_fetched(
+    arguments: list[str], extra: dict[str, str], message: str, clone: Path
+) -> None:
+    done = start(clone, *arguments, **extra)
+    assert done.returncode == 1 and message in done.stderr
+    assert not (clone / "artifacts").exists()
+
+
+@pytest.mark.slow
+def test_the_teachers_checksum_is_put_into_the_params(clone: Path) -> None:
+    (clone / "data").mkdir()
+    (clone / "data" / "imagenet-64x64.zip").touch()
+    done = start(clone, "imagenet64", "true", TEACHER_SHA256="a" * 64)
+    assert done.returncode == 0, done.stderr
+    params = yaml.safe_load((clone / "params.yaml").read_text())
+    expected = yaml.safe_load((ROOT / "config" / "imagenet64.yaml").read_text())
+    expected["teacher"]["sha256"] = "a" * 64
+    assert params == expected
+
+
+def test_a_stop_reaches_all_that_runs(clone: Path, server: Server) -> None:
+    command = "trap 'echo saved; exit 143' TERM; echo ready; while true; do sleep 0.1; done"
+    run = subprocess.Popen(
+        [str(clone / "scripts" / "cloud_start.sh"), "toy", "bash", "-c", f"bash -c {command!r}"],
+        env=environment(**given(server)),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout is not None
+    lines = iter(run.stdout.readline, "")
+    assert any(line == "ready\n" for line in lines)
+    run.send_signal(signal.SIGTERM)
+    started = time.monotonic()
+    assert "saved\n" in run.stdout.read()
+    assert run.wait(10) == 143 and time.monotonic() - started < 10
+
+
+@pytest.mark.slow
+def test_the_default_runs_the_pipeline(clone: Path, server: Server) -> None:
+    shutil.copytree(ROOT / "assets", clone / "assets")
+    subprocess.run(["git", "init", "-q"], cwd=clone, check=True)
+    done = start(clone, "toy", **given(server), OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (clone / "results" / "table.md").is_file()
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing() -> None:
+    script = ROOT / "scripts" / "cloud_start.sh"
+    done = subprocess.run(["shellcheck", str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

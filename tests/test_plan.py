@@ -1,0 +1,195 @@
+"""The plan says what training turns out to take."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+import torch
+from torch import Tensor
+
+from experiment import set_up, tiny_params
+from fewstep import plan
+from fewstep.cli import main
+from fewstep.data.lmdb import ImageDataset
+from fewstep.distributed import Rank
+from fewstep.flops import forward_flops
+from fewstep.models import build_denoiser
+from fewstep.params import Params, load_params
+from fewstep.plan import GB, GPUS, Hardware
+from fewstep.train import DATA, Run
+
+CPU = torch.device("cpu")
+CONFIG = Path(__file__).parents[1] / "config"
+H100 = Hardware(GPUS["h100"], 8, 1, 0.2, 2000 * GB)
+STUDENTS = ["cd", "dmd2-1", "dmd2-4"]
+
+
+@pytest.fixture(scope="module")
+def seed() -> Params:
+    return load_params(CONFIG / "imagenet64-cd-seed.yaml")
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    return set_up(tmp_path, monkeypatch, images=64)
+
+
+def run_of(name: str, params: Params) -> Run:
+    """A run of two micro-batches that has made one iteration."""
+    block = replace(params.students[name], batch=8, batch_gpu=4, init_from="teacher")
+    block = replace(block, validation=None)
+    tracking = replace(params.tracking, dvclive=False)
+    params = replace(params, students=MappingProxyType({name: block}), tracking=tracking)
+    run = Run(name, block, params, Rank(0, 1, CPU), ImageDataset(DATA, params.data.classes))
+    run.resume()
+    run.iterate()
+    return run
+
+
+def size(tensors: Iterator[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+# --- the network of the papers -------------------------------------------------------------------
+
+
+def test_adm_64_is_what_was_published(seed: Params) -> None:
+    network = plan.meta_network(seed)
+    assert round(plan.count(network) / 1e6, 1) == 295.9
+    assert round(forward_flops(network, seed)[0] / 1e9, 1) == 219.3
+
+
+def test_segments_of_the_released_training_saw_the_known_number_of_images(seed: Params) -> None:
+    block = replace(seed.students["cd-8"], kimg=157_698.048)
+    seen = plan.images_by_segment(block, seed)
+    known = [5_594, 109_766, 1.67e6, 15.97e6, 66.98e6, 66.69e6, 5.80e6, 0.56e6]
+    assert seen == pytest.approx(known, rel=0.02)
+    assert sum(seen) == pytest.approx(157_698_048)
+
+
+def test_a_share_of_uniform_edges_reaches_every_segment(seed: Params) -> None:
+    block = seed.students["cd-8"]
+    mixed = replace(block, settings=replace(block.settings, uniform_share=0.2))
+    assert min(plan.images_by_segment(mixed, seed)) >= 0.2 / 8 * block.kimg * 1000
+
+
+# --- against a real training ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_memory_is_that_of_a_run(name: str, toy: Params) -> None:
+    run = run_of(name, toy)
+    said = plan.plan_student(name, run.block, run.params, world=1)
+    states = [s for u in run.updates.values() for s in u.optimizer.state_dict()["state"].values()]
+    moments = (s[key] for s in states for key in ("exp_avg", "exp_avg_sq"))
+    averages = run.averages.networks
+    average = size(averages["average"].parameters())
+    assert said.memory["weights"] == sum(
+        size(network.parameters()) for network in plan.networks(run.method)
+    )
+    assert said.memory["optimiser"] == size(iter(moments))
+    assert said.memory["average"] + said.memory["phema"] == average * len(averages)
+    trained = [size(network.parameters()) for network in run.method.trained.values()]
+    assert said.memory["gradients"] == max(trained)
+    two_ranks = plan.plan_student(name, run.block, run.params, world=2)
+    assert two_ranks.memory["gradients"] == sum(trained), "each has its buckets"
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_state_and_a_model_take_the_planned_room_on_the_disk(name: str, toy: Params) -> None:
+    run = run_of(name, toy)
+    run.save_state()
+    run.checkpoints.wait()
+    said = plan.plan_student(name, run.block, run.params)
+    (state,) = run.checkpoints.files()
+    assert state.stat().st_size == pytest.approx(said.state, rel=0.1)  # names and steps, too
+    run.finish()
+    model = Path("artifacts/models") / name / "model.safetensors"
+    assert model.stat().st_size == pytest.approx(said.model, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["adm", "ddpmpp"])
+def test_kept_activations_are_those_of_a_real_forward_pass(kind: str, toy: Params) -> None:
+    params = replace(toy, network=replace(toy.network, type=kind))
+    saved = plan.saved_bytes(plan.meta_network(params).train(), params)
+    denoiser = build_denoiser(params).train()
+    own = {p.untyped_storage().data_ptr() for p in denoiser.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    d = params.data
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        x = torch.randn(3, d.channels, d.resolution, d.resolution)
+        denoiser(x, torch.ones(3), torch.zeros(3, d.classes))
+    have = sum(storage.nbytes() for storage in kept.values())
+    assert have == pytest.approx(3 * saved.image + saved.cast, rel=0.02)
+    assert 0 < saved.encoder_image < saved.image and saved.cast == 0
+
+
+def test_half_precision_halves_activations_but_casts_the_weights(toy: Params) -> None:
+    half = replace(toy, precision="bf16")
+    single = plan.saved_bytes(plan.meta_network(toy).train(), toy)
+    saved = plan.saved_bytes(plan.meta_network(half).train(), half)
+    assert saved.image < 0.75 * single.image
+    assert saved.cast == pytest.approx(
+        2 * plan.count(plan.meta_network(half)), rel=0.25
+    )  # not embeddings
+
+
+# --- time, warnings, the command -----------------------------------------------------------------
+
+
+def test_hours_are_flops_over_the_rate(seed: Params) -> None:
+    (student,) = plan.plan_students(seed)
+    images = 210e6 * 6 + 210 * 50_000 * 8  # forward passes of training and of validation
+    hours = images * 219.3e9 / (8 * 989e12 * 0.2) / 3600
+    assert student.hours(H100, "bf16") == pytest.approx(hours, rel=1e-3)
+    twice = replace(H100, nodes=2, utilisation=0.4)
+    assert student.hours(twice, "bf16") == pytest.approx(hours / 4, rel=1e-3)
+
+
+def test_a_batch_that_does_not_fit_is_told_with_one_that_does(toy: Params) -> None:
+    students = list(plan.plan_students(toy))
+    (cd,) = [s for s in students if s.name == "cd"]
+    memory = cd.total_memory - cd.memory["activations"] / 2 + plan.CONTEXT
+    small = replace(H100, gpus=1, gpu=replace(H100.gpu, memory=memory))
+    (text, *_) = [w for w in plan.warnings(toy, students, small) if w.startswith("cd: need")]
+    fits = int(text.split("; ")[1].split()[0])
+    block = replace(cd.block, batch_gpu=fits)
+    assert cd.block.batch % fits == 0 and fits < cd.block.batch_gpu
+    assert plan.plan_student("cd", block, toy).total_memory + plan.CONTEXT <= memory
+    assert "students.cd.batch_gpu" in text
+
+
+def test_warnings_name_world_disk_and_segments(seed: Params) -> None:
+    students = list(plan.plan_students(seed))
+    poor = replace(H100, gpus=7, disk=100 * GB)
+    texts = "\n".join(plan.warnings(seed, students, poor))
+    assert "need a number of GPUs that divides batch / batch_gpu = 32, got 7" in texts
+    assert "got 100 free" in texts
+    assert "segment 1 of 8 (1 has most noise) will see 7,4" in texts
+    rich = [w for w in plan.warnings(seed, students, H100) if "segment" not in w]
+    assert rich == []
+
+
+def test_the_command_prints_a_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = tiny_params(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    main(["plan", "--gpu", "rtx4090", "--gpus", "1", "--disk", "0.001"])
+    text = capsys.readouterr().out
+    assert all(f"train {name}: " in text for name in params.students)
+    assert all(f"row {name}: " in text for name in params.rows)
+    assert "1 x 1 x rtx4090" in text and "warning: disk: need" in text
+    with pytest.raises(SystemExit, match=r"need --gpu of a100-40, .*, got tpu, 8, 1 and 0\.2"):
+        main(["plan", "--gpu", "tpu"])
+    with pytest.raises(SystemExit, match=r"got h100, 0, 1 and 0\.2"):
+        main(["plan", "--gpus", "0"])

@@ -1,0 +1,231 @@
+"""The presets of ImageNet-64 and CIFAR-10 say what was published, number by number."""
+
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fewstep.models import build_denoiser
+from fewstep.noise import karras_sigmas
+from fewstep.optimizer import learning_rate_factor
+from fewstep.params import Params, Student, load_params
+from fewstep.sample import nfe
+from fewstep.stages import download_teacher
+
+CONFIG = Path(__file__).parents[1] / "config"
+
+
+@cache
+def preset(name: str) -> Params:
+    return load_params(CONFIG / f"{name}.yaml")
+
+
+def student(block: Student) -> dict[str, Any]:
+    return asdict(block)
+
+
+def shown(block: Student, expected: dict[str, Any]) -> dict[str, Any]:
+    """The values of a block at the keys that are expected, nested ones too."""
+    have = student(block)
+    return {
+        key: {k: have[key][k] for k in value} if isinstance(value, dict) else have[key]
+        for key, value in expected.items()
+    }
+
+
+# --- data, network and noise of ImageNet-64 ------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["imagenet64", "imagenet64-cd-seed", "imagenet64-dmd2-seed"])
+def test_the_teacher_of_imagenet64_is_edms_adm(name: str) -> None:
+    params = preset(name)
+    d, n, z = params.data, params.network, params.noise
+    assert (d.resolution, d.channels, d.classes) == (64, 3, 1000)
+    assert (n.type, n.model_channels, n.channel_mult, n.num_blocks) == ("adm", 192, (1, 2, 3, 4), 3)
+    assert (n.attn_resolutions, n.sigma_data) == ((32, 16, 8), 0.5)
+    assert (z.sigma_min, z.sigma_max, z.rho) == (0.002, 80.0, 7.0)
+    url = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-imagenet-64x64-cond-adm.pkl"
+    assert params.teacher.url == url
+    row = params.rows["teacher-churn-511"]
+    assert row.churn is not None and nfe(row.sampler, row.steps) == 511
+    assert asdict(row.churn) == {"S_churn": 40.0, "S_min": 0.05, "S_max": 50.0, "S_noise": 1.003}
+    assert params.generate.images == 50_000
+
+
+@pytest.mark.parametrize(("name", "millions"), [("imagenet64", 295.9), ("cifar10", 55.7)])
+def test_networks_have_the_published_number_of_parameters(name: str, millions: float) -> None:
+    import torch
+
+    with torch.device("meta"):
+        count = sum(p.numel() for p in build_denoiser(preset(name)).parameters())
+    assert round(count / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize(
+    "name", ["imagenet64", "imagenet64-cd-seed", "imagenet64-dmd2-seed", "cifar10"]
+)
+def test_a_teacher_without_a_checksum_is_refused_with_what_to_do(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"got unknown.*sha256sum FILE.*teacher\.sha256"):
+        download_teacher.run(preset(name))
+    assert not list(tmp_path.iterdir())
+
+
+# --- consistency distillation as released --------------------------------------------------------
+
+CD = {
+    "method": "consistency",
+    "init_from": "teacher",
+    "kimg": 210_000.0,  # duration 210 Mimg; the released network is that of 157,698
+    "batch": 2048,
+    "batch_gpu": 64,
+    "lr": 8e-5,
+    "lr_warmup_kimg": 10_000.0,
+    "lr_schedule": "constant",
+    "optimizer": "adam",
+    "betas": (0.9, 0.999),
+    "weight_decay": 0.0,
+    "grad_clip": 0.0,
+    "dropout": 0.2,
+    "dropout_resolutions": (16, 8),
+    "ema": {"kind": "half_life", "kimg": 50_000.0, "rampup": 0.05},
+    "phema": {"stds": (0.05, 0.1), "snapshot_kimg": 60 * 50.0},  # 60 ticks of 50 kimg
+    "checkpoint_kimg": 20 * 50.0,
+    "keep_checkpoints": 2,
+    "validation": {
+        "every_kimg": 20 * 50.0,
+        "images": 50_000,
+        "first_seed": 0,
+        "reference_images": 1_281_167,
+        "sampler": "euler",
+        "steps": 8,
+        "guidance_scale": 1.0,
+        "teacher": None,  # the reference's baseline never runs
+    },
+    "settings": {
+        "steps": 8,
+        "teacher_edges": (64, 1280),
+        "anneal_kimg": 104_800.0,
+        "edges": "edm",
+        "uniform_share": None,
+        "terminal_anchor": True,
+        "terminal_teacher_hop": True,
+        "sync_dropout": True,
+        "distance": "pseudo_huber",
+        "weight": "sqrt_karras",
+    },
+}
+
+
+def test_cd_seed_is_the_released_recipe() -> None:
+    params = preset("imagenet64-cd-seed")
+    assert (params.seed, params.precision) == (1959836853, "fp16")
+    assert shown(params.students["cd-8"], CD) == CD
+    assert params.generate.labels == "random" and params.generate.first_seed == 0
+    row = params.rows["cd-8"]
+    assert (row.sampler, row.steps, nfe(row.sampler, row.steps)) == ("euler", 8, 8)
+
+
+def test_cd_seed_anneals_in_the_published_number_of_iterations() -> None:
+    block = preset("imagenet64-cd-seed").students["cd-8"]
+    assert CD["settings"]["anneal_kimg"] * 1000 / block.batch == pytest.approx(51_172, abs=1)
+    assert 157_698_048 // block.batch == 77_001
+
+
+# --- DMD2 as released ----------------------------------------------------------------------------
+
+DMD2 = {
+    "method": "dmd2",
+    "lr_schedule": "constant",
+    "optimizer": "adamw",
+    "betas": (0.9, 0.999),
+    "weight_decay": 0.01,
+    "grad_clip": 10.0,
+    "dropout": 0.0,
+    "dropout_resolutions": None,
+    "ema": {"kind": "none"},
+    "phema": None,
+    "settings": {
+        "update_ratio": 5,
+        "noise_levels": 1000,
+        "dm_levels": (0.02, 0.98),
+        "dm_epsilon": 0.0,
+        "gan_levels": 1000,
+        "gan_groups": 32,
+        "shared_label_drop": False,
+        "teacher_eval": False,
+    },
+}
+RUNS = [  # name, GPUs, iterations, lr, GAN, steps, init_from
+    ("dmd2-1", 7, 405_500, 2e-6, False, 1, "teacher"),
+    ("dmd2-1-gan", 7, 193_500, 2e-6, True, 1, "teacher"),
+    ("dmd2-1-long", 7, 142_500, 5e-7, True, 1, "dmd2-1"),
+    ("dmd2-10", 8, 500_000, 5e-7, True, 10, "teacher"),
+    ("dmd2-10-from-1", 8, 500_000, 5e-7, True, 10, "dmd2-1-long"),
+]
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run[0])
+def test_dmd2_seed_is_the_released_recipes(run: tuple[Any, ...]) -> None:
+    name, gpus, iterations, lr, gan, steps, init_from = run
+    params = preset("imagenet64-dmd2-seed")
+    block = params.students[name]
+    assert (params.seed, params.precision) == (10, "bf16")
+    assert shown(block, DMD2) == DMD2
+    s = student(block)["settings"]
+    assert (block.batch, block.batch_gpu) == ((280, 40) if gpus == 7 else (256, 32))
+    assert block.batch == gpus * block.batch_gpu
+    assert block.kimg * 1000 == iterations * block.batch
+    assert block.lr == s["fake_score_lr"] == lr
+    assert (s["gan_student_weight"], s["gan_critic_weight"]) == ((3e-3, 1e-2) if gan else (0, 0))
+    assert (s["steps"], s["backward_simulation"], block.init_from) == (steps, steps > 1, init_from)
+    assert s["label_dropout"] == (0.1 if steps > 1 else 0.0)
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run[0])
+def test_dmd2_seed_warms_up_as_accelerate_does(run: tuple[Any, ...]) -> None:
+    """The scheduler of 500 steps is advanced once for each GPU in an iteration."""
+    block, gpus = preset("imagenet64-dmd2-seed").students[run[0]], run[1]
+    for iteration in (0, 1, 30, 61, 62, 71, 72, 1000):
+        theirs = min(iteration * gpus / 500, 1.0)
+        assert learning_rate_factor(block, iteration * block.batch) == pytest.approx(theirs)
+
+
+def test_dmd2_seed_samples_at_the_published_sigmas() -> None:
+    params = preset("imagenet64-dmd2-seed")
+    n, row = params.noise, params.rows["dmd2-10-guided"]
+    sigmas = karras_sigmas(row.steps, n.sigma_min, n.sigma_max, n.rho).tolist()
+    published = [80, 42.4152, 21.1087, 9.7232, 4.06612, 1.50174, 0.469979, 0.116639, 0.0204353]
+    assert sigmas == pytest.approx([*published, 0.002], rel=1e-5)
+    assert (row.guidance_scale, nfe(row.sampler, row.steps, row.guidance_scale)) == (1.5, 20)
+    assert params.generate.labels == "balanced"
+
+
+# --- ours ----------------------------------------------------------------------------------------
+
+
+def test_ours_has_the_fixes() -> None:
+    params = preset("imagenet64")
+    cd = student(params.students["cd-8"])
+    assert params.precision == "bf16"
+    assert cd["settings"]["edges"] == "edm" and cd["settings"]["uniform_share"] > 0
+    for block in params.students.values():
+        assert block.lr_schedule != "constant" and block.phema and block.validation
+        assert block.ema.kind != "none"
+    for name in ("dmd2-1", "dmd2-10"):
+        s = student(params.students[name])["settings"]
+        assert s["teacher_eval"] and s["shared_label_drop"] and s["dm_epsilon"] > 0
+        assert s["label_dropout"] == 0, "the teacher has no unconditional branch"
+
+
+def test_cifar10_comes_from_its_home() -> None:
+    d, n = preset("cifar10").data, preset("cifar10").network
+    assert d.url == "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+    assert d.sha256 == "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+    assert (n.type, n.model_channels, n.channel_mult, n.num_blocks, n.attn_resolutions) == (
+        ("ddpmpp", 128, (2, 2, 2), 4, (16,))
+    )
