@@ -141,12 +141,15 @@ def test_a_commit_with_edits_is_marked(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert provenance.commit() is None
-    Path("file").write_text("1")
+    for name in ("file", "dvc.lock"):
+        Path(name).write_text("1")
     identity = ["-c", "user.name=t", "-c", "user.email=t@t"]
     for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "x"]):
         subprocess.run(["git", *command], check=True)
     clean = provenance.commit()
     assert clean is not None and len(clean) == 40
+    Path("dvc.lock").write_text("2")
+    assert provenance.commit() == clean, "which a run itself writes"
     Path("file").write_text("2")
     assert provenance.commit() == clean + "+"
 

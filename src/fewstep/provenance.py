@@ -16,6 +16,8 @@ import torch
 
 from fewstep.files import read_json, sha256_file, write_json
 
+# dvc.lock is what a run writes, not what it runs
+EDITS = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
 RUNS = Path("scratch/provenance")
 PACKAGES = ("torch", "numpy", "safetensors", "dvc", "snakemake")
 
@@ -24,7 +26,7 @@ def commit() -> str | None:
     """The commit of the current folder, with "+" where tracked files differ; None without git."""
     try:
         found = _git("rev-parse", "HEAD")
-        return found + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+        return found + ("+" if _git(*EDITS) else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
