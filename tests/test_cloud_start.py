@@ -85,7 +85,7 @@ def start(clone: Path, *arguments: str, **extra: str) -> subprocess.CompletedPro
         env=environment(**extra),
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1800,
     )
 
 
