@@ -191,7 +191,8 @@ def test_ranks_that_do_not_divide_the_batch_are_told_which_would(toy: Params) ->
 def test_a_signal_saves_and_exits_with_its_number(number: signal.Signals, toy: Params) -> None:
     toy_params(students__cd__kimg=64.0)
     command = [sys.executable, "-c", "from fewstep.cli import main; main(['train', 'cd'])"]
-    alone = {**os.environ, "OMP_NUM_THREADS": "1", "RANK": "0", "WORLD_SIZE": "1"}
+    worker = dict.fromkeys(("RANK", "LOCAL_RANK"), "0") | {"WORLD_SIZE": "1"}
+    alone = {**os.environ, "OMP_NUM_THREADS": "1", **worker}
     process = subprocess.Popen(
         command, env=alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
