@@ -1,6 +1,6 @@
 # A rented machine with GPUs: docker build -t fewstep . && docker run --gpus all --ipc=host \
 #   -e WANDB_API_KEY -e DATA_URL -e DATA_SHA256 -e TEACHER_SHA256 \
-#   -v "$PWD/artifacts:/work/artifacts" -v "$PWD/scratch:/work/scratch" -v "$PWD/data:/work/data" \
+#   -v "$PWD/artifacts:/fewstep/artifacts" -v "$PWD/scratch:/fewstep/scratch" -v "$PWD/data:/fewstep/data" \
 #   fewstep imagenet64
 # The mounts outlive the machine and must be writable for user 1000; the same line again goes on.
 # PyTorch's wheel brings CUDA; the driver is the host's. To pin the base for good, give its digest:
@@ -11,10 +11,10 @@ FROM ${BASE}
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates curl \
     && rm -rf /var/lib/apt/lists/*
-RUN useradd --create-home --uid 1000 fewstep && mkdir /work && chown fewstep /work
+RUN useradd --create-home --uid 1000 fewstep && mkdir /fewstep && chown fewstep /fewstep
 USER fewstep
-WORKDIR /work
-ENV PATH=/work/.venv/bin:$PATH PYTHONUNBUFFERED=1
+WORKDIR /fewstep
+ENV PATH=/fewstep/.venv/bin:$PATH PYTHONUNBUFFERED=1
 
 # first what changes rarely: PyTorch is several GB
 COPY --chown=fewstep pyproject.toml constraints.txt LICENSE README.md ./
