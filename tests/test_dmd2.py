@@ -250,14 +250,14 @@ def test_backward_simulation_makes_as_many_calls_and_draws_as_it_needs(stop: int
 
 
 def test_backward_simulation_of_no_step_is_pure_noise() -> None:
-    x = backward_simulation(Gaussian(), karras_sigmas(4), 0, torch.zeros(4, CLASSES), stream())
+    x = backward_simulation(Gaussian(), karras_sigmas(4), 0, torch.zeros(4, CLASSES), stream())[-1]
     torch.testing.assert_close(x, 80 * stream()())
 
 
 @pytest.mark.parametrize("stop", range(1, 4))
 def test_backward_simulation_is_the_sampler_cut_short(stop: int) -> None:
     labels, noise = torch.zeros(4, CLASSES), stream()
-    image = backward_simulation(Gaussian(), karras_sigmas(4), stop, labels, stream())
+    image = backward_simulation(Gaussian(), karras_sigmas(4), stop, labels, stream())[-1]
     sampled = sample_renoise(Gaussian(), noise(), labels, karras_sigmas(4)[:stop], noise)
     torch.testing.assert_close(image, sampled, check_dtype=False)
     assert not image.requires_grad

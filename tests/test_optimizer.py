@@ -48,7 +48,7 @@ def gradients(count: int) -> list[list[Tensor]]:
 
 
 def updates(block: Student, precision: str = "fp32") -> Updates:
-    return Updates(network(), block, RATE, precision, CPU)
+    return Updates(network(), block, RATE, precision, ALONE)
 
 
 def apply(u: Updates, grads: list[Tensor], nimg: int = 0) -> float:
@@ -148,7 +148,7 @@ def test_steps_use_the_rate_of_their_time(block: Student) -> None:
 def test_a_scaled_loss_gives_the_step_of_the_loss(kind: str, block: Student) -> None:
     x, nets, norms = torch.randn(4, 3), [network(), network()], []
     for net, precision in zip(nets, ("fp32", "fp16"), strict=True):
-        u = Updates(net, replace(block, optimizer=kind), RATE, precision, CPU)
+        u = Updates(net, replace(block, optimizer=kind), RATE, precision, ALONE)
         assert u.scaler.get_scale() == (2.0**16 if precision == "fp16" else 1)
         u.backward(net(x).square().mean())
         norms.append(float(u.step(0)))

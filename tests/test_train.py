@@ -154,9 +154,16 @@ def torchrun(ranks: int, name: str) -> dict[str, torch.Tensor]:
 
 
 def assert_same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    """Equal to 1e-5 relative, in the norm of each tensor."""
+    """Equal to 1e-5 relative, in the norm of each tensor.
+
+    The bias of attention's keys is left out: a softmax does not see it, so its gradient is rounding
+    alone, which Adam makes as large as any.
+    """
     for key, value in a.items():
-        error = (b[key] - value).norm() / value.norm().clamp(min=1e-3)
+        other = b[key]
+        if key.endswith("qkv.bias"):  # q, k, v are interleaved
+            value, other = (t.reshape(-1, 3)[:, [0, 2]] for t in (value, other))
+        error = (other - value).norm() / value.norm().clamp(min=1e-3)
         assert error <= 1e-5, f"{key}: {error:.2e}"
 
 

@@ -20,8 +20,8 @@ class Averages:
         networks: "average" and, for each of phema.stds, "phema_<std>".
     """
 
-    def __init__(self, student: Denoiser, block: Student) -> None:
-        self.block = block
+    def __init__(self, student: Denoiser, block: Student, foreach: bool = True) -> None:
+        self.block, self.foreach = block, foreach
         self.stds = {f"phema_{std}": std for std in (block.phema.stds if block.phema else ())}
         self.networks = {
             name: deepcopy(student).requires_grad_(False).eval() for name in ("average", *self.stds)
@@ -35,7 +35,8 @@ class Averages:
         """Take in the weights after the images [nimg, nimg + batch)."""
         weights = list(student.parameters())
         for name, network in self.networks.items():
-            ema.update_average(network.parameters(), weights, self.beta(name, nimg))
+            beta = self.beta(name, nimg)
+            ema.update_average(network.parameters(), weights, beta, self.foreach)
 
     def beta(self, name: str, nimg: int) -> float:
         """How much of that average stays in an iteration that begins at nimg."""

@@ -39,7 +39,8 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> No
     for key, value in tensors.items():
         number, name = key.split("/")
         state.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    # asked of the base class: a sharded optimiser tells its state only after it was collected
+    optimizer.load_state_dict({**Optimizer.state_dict(optimizer), "state": state})
 
 
 class Checkpoints:

@@ -6,6 +6,7 @@ that denoises the student's images, with a `discriminator` head on its encoder.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -73,20 +74,24 @@ def backward_simulation(
     stop: int,
     labels: Tensor,
     noise: Callable[[], Tensor],
-) -> Tensor:
-    """The student's own clean images after `stop` steps of its sampler (DMD2, section 4.4).
+) -> list[Tensor]:
+    """The student's own clean images after 0 to `stop` steps of its sampler (DMD2, section 4.4).
 
     Args:
         sigmas: the student's steps, (N,), descending.
-        stop: number of steps made, 0 <= stop < N. At 0 the answer is sigmas[0] times noise.
+        stop: number of steps made, 0 <= stop < N.
         noise: gives standard normal images (B, C, H, W), one draw a step.
+
+    Returns:
+        stop + 1 batches (B, C, H, W), the first of which is sigmas[0] times noise.
     """
-    x = image = sigmas[0] * noise()
+    x = sigmas[0] * noise()
+    images = [x]
     for i in range(stop):
-        image = student(x, sigmas[i], labels)
+        images.append(student(x, sigmas[i], labels))
         if i < stop - 1:
-            x = image + sigmas[i + 1] * noise()
-    return image
+            x = images[-1] + sigmas[i + 1] * noise()
+    return images
 
 
 @dataclass
@@ -118,6 +123,8 @@ class Dmd2:
         """
         s = self.settings
         simulated = (s.steps - 1) / 2 if s.backward_simulation else 0.0
+        if s.all_stops:
+            simulated = (s.steps - 1) / s.steps
         critic = 3 + (6 * encoder if s.gan_critic_weight else 0.0)
         student = 2 + 2 + (2 * encoder if s.gan_student_weight else 0.0)  # backward, two scores
         return 1 + simulated + critic + student / s.update_ratio
@@ -145,13 +152,31 @@ class Dmd2:
             labels = labels * batch.keep_labels(s.label_dropout)
         clean = batch.images
         if s.backward_simulation and s.steps > 1:
-            stop = int(torch.randint(s.steps, (1,), generator=batch.shared_generator))
-            k = torch.full_like(k, stop)
-            draw = lambda: batch.normal_like(z)  # noqa: E731
-            clean = backward_simulation(self.student, self.steps, stop, labels, draw)
+            clean, labels, k = self.simulate(batch, labels)
         sigma = self.steps[k]
         clean = torch.where(per_image(k == 0), 0.0, clean)
         return self.student(clean + per_image(sigma) * z, sigma, labels), labels, k
+
+    def simulate(self, batch: Batch, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (B, C, H, W) of the student's own sampler, their labels, and their steps (B,).
+
+        With `all_stops` an image is taken from each step of a few roll-outs, in place of the last
+        step of B: (N - 1) / N calls an image, not (N - 1) / 2, but images that are related.
+        """
+        n, steps = len(labels), self.settings.steps
+        if not self.settings.all_stops:
+            stop = int(torch.randint(steps, (1,), generator=batch.shared_generator))
+            draw = partial(batch.normal_like, batch.images)
+            clean = backward_simulation(self.student, self.steps, stop, labels, draw)[-1]
+            return clean, labels, torch.full((n,), stop, device=labels.device)
+        rollouts = -(-n // steps)
+        draw = partial(batch.normal_like, batch.images[:rollouts])
+        every = backward_simulation(self.student, self.steps, steps - 1, labels[:rollouts], draw)
+        order = torch.randperm(rollouts * steps, generator=batch.cpu_generator)[:n].to(
+            labels.device
+        )
+        k, rollout = order // rollouts, order % rollouts
+        return torch.cat(every)[order], labels[rollout], k
 
     def student_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Logged]]:
         s = self.settings

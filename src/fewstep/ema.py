@@ -71,6 +71,12 @@ def _profile_product(
 
 
 @torch.no_grad()
-def update_average(average: Iterable[Tensor], weights: Iterable[Tensor], beta: float) -> None:
-    """average <- beta average + (1 - beta) weights, in place."""
-    get_ema_multi_avg_fn(beta)(list(average), list(weights), 0)
+def update_average(
+    average: Iterable[Tensor], weights: Iterable[Tensor], beta: float, foreach: bool = True
+) -> None:
+    """average <- beta average + (1 - beta) weights, in place; foreach: all in a few kernels."""
+    if foreach:
+        get_ema_multi_avg_fn(beta)(list(average), list(weights), 0)
+        return
+    for a, w in zip(average, weights, strict=True):
+        a.lerp_(w, 1 - beta)

@@ -22,6 +22,7 @@ CODE = (
     "methods",
     "noise",
     "optimizer",
+    "performance",
     "solve",
     "train",
     "unet",

@@ -20,6 +20,7 @@ from fewstep.params import (
     Params,
     Student,
 )
+from fewstep.performance import accelerate
 
 
 class Method(Protocol):
@@ -83,15 +84,17 @@ def build_method(
     s = block.settings
     own_drop = s.label_dropout if isinstance(s, Dmd2Settings) and not s.shared_label_drop else 0.0
     student = build_denoiser(params, block.dropout, own_drop, block.dropout_resolutions)
+    how = params.performance
     if isinstance(s, DenoisingSettings):
-        return Denoising(student.to(device), s), {"student": block.lr}
+        return Denoising(accelerate(student.to(device), how), s), {"student": block.lr}
     teacher, _ = load_model("teacher", params)
     start, _ = load_model(block.init_from or "teacher", params)
     student.load_state_dict(start.state_dict())
-    teacher, student = teacher.to(device), student.to(device)
+    teacher = accelerate(teacher.to(device), how, frozen=True)
+    student = accelerate(student.to(device), how)
     if isinstance(s, ConsistencySettings):
         return Consistency(student, teacher, s, params.noise), {"student": block.lr}
-    fake_score = deepcopy(student)
+    fake_score = accelerate(deepcopy(student), how)
     fake_score.load_state_dict(teacher.state_dict())
     teacher.model.label_dropout = own_drop
     critic = Critic(fake_score, _discriminator(name, s, params)).to(device)

@@ -13,6 +13,7 @@ from torch import Tensor
 from fewstep.denoiser import Denoiser
 from fewstep.files import atomic_path, write_json
 from fewstep.params import Params
+from fewstep.performance import tune
 from fewstep.unet import UNet
 
 MODELS = Path("artifacts/models")
@@ -39,7 +40,7 @@ def build_denoiser(
         adm=n.type == "adm",
         dropout_resolutions=dropout_resolutions,
     )
-    return Denoiser(unet, n.sigma_data, params.precision)
+    return tune(Denoiser(unet, n.sigma_data, params.precision), params.performance)
 
 
 def save_weights(file: Path, weights: Mapping[str, Tensor], about: dict[str, Any]) -> None:

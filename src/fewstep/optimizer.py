@@ -30,20 +30,34 @@ class Updates:
     """
 
     def __init__(
-        self, network: nn.Module, block: Student, rate: float, precision: str, device: torch.device
+        self,
+        network: nn.Module,
+        block: Student,
+        rate: float,
+        precision: str,
+        rank: Rank,
+        updates: str = "fused",
+        shard: bool = False,
     ) -> None:
         self.parameters, self.block, self.rate = list(network.parameters()), block, rate
+        self.foreach = updates != "loop"
         kinds = {
             "adamw": torch.optim.AdamW,
             "adam": torch.optim.Adam,
             "radam": torch.optim.RAdam,
         }
-        self.fused = block.optimizer != "radam"
-        extra: dict[str, Any] = {"fused": True} if self.fused else {}
-        self.optimizer = kinds[block.optimizer](
-            self.parameters, rate, block.betas, weight_decay=block.weight_decay, **extra
-        )
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.fused = updates == "fused" and block.optimizer != "radam"
+        options: dict[str, Any] = {"betas": block.betas, "weight_decay": block.weight_decay}
+        options |= {"fused": True} if self.fused else {"foreach": self.foreach}
+        kind = kinds[block.optimizer]
+        self.sharded = shard and rank.world > 1
+        if self.sharded:  # ZeRO, stage 1
+            from torch.distributed.optim import ZeroRedundancyOptimizer  # warns when imported
+
+            self.optimizer = ZeroRedundancyOptimizer(self.parameters, kind, lr=rate, **options)
+        else:
+            self.optimizer = kind(self.parameters, rate, **options)
+        self.scaler = torch.amp.GradScaler(rank.device.type, enabled=precision == "fp16")
 
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
@@ -52,17 +66,23 @@ class Updates:
         """Clip and update unless a gradient is not finite; the gradient's norm before clipping."""
         self.scaler.unscale_(self.optimizer)
         limit = self.block.grad_clip or math.inf
-        norm = nn.utils.clip_grad_norm_(self.parameters, limit).detach()
+        norm = nn.utils.clip_grad_norm_(self.parameters, limit, foreach=self.foreach).detach()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * learning_rate_factor(self.block, nimg)
         if self.fused:
-            self.optimizer.found_inf = (~norm.isfinite()).float()  # the kernel then changes nothing
+            own: Any = self.optimizer.optim if self.sharded else self.optimizer
+            own.found_inf = (~norm.isfinite()).float()  # the kernel then changes nothing
             self.optimizer.step()
         elif bool(norm.isfinite()):
             self.optimizer.step()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def collect(self) -> None:
+        """Bring a sharded state to the first rank, which saves it; every rank calls this."""
+        if self.sharded:
+            self.optimizer.consolidate_state_dict(0)
 
 
 class NonFinite:

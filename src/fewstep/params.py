@@ -151,6 +151,7 @@ class Dmd2Settings:
     label_dropout: float
     shared_label_drop: bool
     teacher_eval: bool
+    all_stops: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -309,6 +310,19 @@ class Tracking:
 
 
 @dataclass(frozen=True)
+class Performance:
+    """How networks are computed. Alone in having defaults: none of these decides a result."""
+
+    layout: Literal["channels_last", "contiguous"] = "channels_last"
+    attention: Literal["fused", "plain"] = "fused"
+    updates: Literal["fused", "foreach", "loop"] = "fused"
+    compile: Literal["none", "blocks", "network"] = "none"
+    cuda_graphs: bool = False
+    recompute: tuple[int, ...] = ()
+    shard: bool = False
+
+
+@dataclass(frozen=True)
 class Params:
     seed: int
     device: Literal["auto", "cpu", "cuda"]
@@ -324,6 +338,7 @@ class Params:
     metric: Metric
     tracking: Tracking
     sweeps: Mapping[str, Sweep] | None = None
+    performance: Performance = Performance()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars that `load_params` would read back as these params."""

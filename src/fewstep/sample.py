@@ -69,7 +69,7 @@ def sample_edm(
         raise ValueError("need noise where S_churn > 0, got none")
     step = heun_step if heun else euler_step
     bound = partial(_conditioned, denoise, labels)
-    sigmas = sigmas.to(latents.device, torch.float64)
+    sigmas = sigmas.to("cpu", torch.float64)  # a GPU would have to be waited for to look at them
     x = latents.to(torch.float64) * sigmas[0]
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
         if noise is not None and S_churn > 0:
@@ -85,7 +85,7 @@ def sample_ddim(
     denoise: ConditionalDenoise, latents: Tensor, labels: Tensor, sigmas: Tensor
 ) -> Tensor:
     """Deterministic DDIM along sigmas (steps + 1,), the last of which is 0; float64 state."""
-    sigmas = sigmas.to(latents.device, torch.float64)
+    sigmas = sigmas.to("cpu", torch.float64)
     x = latents.to(torch.float64) * sigmas[0]
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
         x = ddim_step(x, denoise(x, sigma, labels).to(x), sigma, sigma_next)
@@ -99,7 +99,7 @@ def sample_renoise(
 
     sigmas (steps,) end at the last one denoised, not at 0.
     """
-    sigmas = sigmas.to(latents.device, torch.float64)
+    sigmas = sigmas.to("cpu", torch.float64)
     x = latents.to(torch.float64) * sigmas[0]
     for i, sigma in enumerate(sigmas):
         if i > 0:

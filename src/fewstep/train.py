@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fewstep.averages import SNAPSHOTS, Averages
@@ -26,6 +26,7 @@ from fewstep.batch import Batch
 from fewstep.checkpoint import SCRATCH, Checkpoints
 from fewstep.data.batches import batch_indices
 from fewstep.data.lmdb import ImageDataset
+from fewstep.data.prefetch import Prefetch
 from fewstep.denoiser import one_hot
 from fewstep.distributed import AnyRank, Rank, barrier, gather, over_ranks
 from fewstep.evaluate import Validator
@@ -95,18 +96,21 @@ class Run:
         self.method, rates = build_method(name, params, rank.device)
         for network in self.method.trained.values():
             network.train()
+        how = params.performance
         self.updates = {
-            phase: Updates(network, block, rates[phase], params.precision, rank.device)
+            phase: Updates(
+                network, block, rates[phase], params.precision, rank, how.updates, how.shard
+            )
             for phase, network in self.method.trained.items()
         }
         self.objectives = {
             phase: over_ranks(Objective(self.method, phase), rank) for phase in self.updates
         }
-        self.averages = Averages(self.method.student, block)
+        self.averages = Averages(self.method.student, block, how.updates != "loop")
         self.nonfinite = NonFinite(block.max_nonfinite, rank)
         self.nimg, self.seconds = 0, 0.0
         self.best: dict[str, Any] | None = None
-        self.meter = Meter()
+        self.meter, self.prefetch = Meter(), Prefetch(self.read)
         self.latest = ""
         self.flops = image_flops(self.method, params)
         self.peak = matmul_rate(rank.device, params.precision) * rank.world
@@ -171,18 +175,25 @@ class Run:
         if not done and (improved or self.crossed(block.checkpoint_kimg)):
             self.save_state()
 
+    def read(self, nimg: int) -> list[tuple[int, Tensor, Tensor]]:
+        """This rank's share of the batch at nimg, as micro-batches: place, pixels and labels."""
+        block, rows = self.block, []
+        for i in range(self.rank.index, block.batch // block.batch_gpu, self.rank.world):
+            first = nimg + i * block.batch_gpu
+            indices = batch_indices(first, block.batch_gpu, len(self.dataset), self.params.seed)
+            arrays = map(torch.from_numpy, self.dataset.read(indices))
+            if self.rank.device.type == "cuda":
+                arrays = (a.pin_memory() for a in arrays)
+            rows.append((first, *arrays))
+        return rows
+
     def micro_batches(self) -> Iterator[Batch]:
         """This rank's share of the batch at nimg, on its device."""
-        block, seed, device = self.block, self.params.seed, self.rank.device
-        for i in range(self.rank.index, block.batch // block.batch_gpu, self.rank.world):
-            first = self.nimg + i * block.batch_gpu
-            indices = batch_indices(first, block.batch_gpu, len(self.dataset), seed)
-            pixels, labels = (torch.from_numpy(a) for a in self.dataset.read(indices))
-            if device.type == "cuda":
-                pixels, labels = pixels.pin_memory(), labels.pin_memory()
+        device, classes = self.rank.device, self.params.data.classes
+        for first, pixels, labels in self.prefetch(self.nimg, self.nimg + self.block.batch):
             images = pixels.to(device, non_blocking=True).float() / 127.5 - 1
-            hot = one_hot(labels.to(device, non_blocking=True), self.params.data.classes)
-            yield Batch(images, hot, first, self.nimg, seed)
+            hot = one_hot(labels.to(device, non_blocking=True), classes)
+            yield Batch(images, hot, first, self.nimg, self.params.seed)
 
     def update(self, phase: str, batches: list[Batch]) -> None:
         """One optimiser step of the network of that phase."""
@@ -287,6 +298,8 @@ class Run:
         self.write_nonfinite()
         meter = self.meter.over_ranks(self.rank)
         self.meter = meter if self.rank.first else Meter()
+        for updates in self.updates.values():
+            updates.collect()
         if self.tracker is None:
             return
         self.log.sync()

@@ -8,6 +8,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Linear(nn.Module):
@@ -50,10 +51,22 @@ class Conv2d(nn.Module):
             x = F.interpolate(x, scale_factor=2, mode="nearest")
         if self.down:
             x = F.avg_pool2d(x, 2)
-        if self.weight is None or self.bias is None:
+        if self.weight is None:
             return x
-        padding = self.weight.shape[-1] // 2
-        return F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype), padding=padding)
+        weight, bias = self.cast(x.dtype)
+        weight = weight.contiguous(memory_format=memory_format_of(x))
+        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+
+    def cast(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Weight and bias in the type of the activations."""
+        assert self.weight is not None and self.bias is not None, "kernel 0 has no weights"
+        return self.weight.to(dtype), self.bias.to(dtype)
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """How the images of x (B, C, H, W) lie in memory: pixel by pixel or channel by channel."""
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
 
 
 class GroupNorm(nn.Module):
@@ -104,7 +117,15 @@ class PositionalEmbedding(nn.Module):
 
 
 class UNetBlock(nn.Module):
-    """Residual block; the embedding scales and shifts (ADM) or shifts (DDPM++); then attention."""
+    """Residual block; the embedding scales and shifts (ADM) or shifts (DDPM++); then attention.
+
+    Attributes:
+        attention: of q, k, v, each (B, heads, H W, channels of a head).
+        recompute: its activations are not kept for the backward pass, but computed again there.
+    """
+
+    attention = staticmethod(F.scaled_dot_product_attention)
+    recompute = False
 
     def __init__(
         self,
@@ -141,6 +162,11 @@ class UNetBlock(nn.Module):
             self.proj = Conv2d(n_out, n_out, 1, style.zero)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self.compute, x, emb, use_reentrant=False)
+        return self.compute(x, emb)
+
+    def compute(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv0(F.silu(self.norm0(x)))
         params = self.affine(emb)[:, :, None, None].to(x.dtype)
         if self.style.adaptive_scale:
@@ -155,10 +181,23 @@ class UNetBlock(nn.Module):
     def attend(self, x: Tensor) -> Tensor:
         """Self-attention over pixels; q, k, v are interleaved inside each head's channels."""
         n, c, height, width = x.shape
-        qkv = self.qkv(self.norm2(x)).reshape(n, self.heads, c // self.heads, 3, height * width)
-        q, k, v = (t.transpose(-1, -2) for t in qkv.unbind(3))
-        a = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(a.transpose(-1, -2).reshape(n, c, height, width))
+        tokens = self.norm2(x).flatten(2).transpose(1, 2)  # no copy where channels lie last
+        # the weights, not the activations, are brought into the order of q, k and v
+        order = (self.heads, c // self.heads, 3)
+        weight, bias = self.qkv.cast(x.dtype)
+        weight = weight.reshape(*order, c).permute(2, 0, 1, 3).reshape(-1, c)
+        bias = bias.reshape(order).permute(2, 0, 1).flatten()
+        qkv = F.linear(tokens, weight, bias).reshape(n, height * width, 3, *order[:2])
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        a = self.attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
+        weight, bias = self.proj.cast(x.dtype)
+        return F.linear(a, weight.flatten(1), bias).transpose(1, 2).reshape(x.shape)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(channels)) v, with the weights (B, heads, H W, H W) in float32."""
+    logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    return logits.to(torch.float32).softmax(dim=-1).to(v.dtype) @ v
 
 
 class Style:
@@ -190,6 +229,7 @@ class UNet(nn.Module):
     """
 
     map_augment: Linear | None = None
+    layout = torch.channels_last
 
     def __init__(
         self,
@@ -280,7 +320,10 @@ class UNet(nn.Module):
         """Outputs of all encoder stages; the last is the bottleneck (B, C', H', W')."""
         outputs = []
         for stage in self.enc.values():
-            x = stage(x, emb) if isinstance(stage, UNetBlock) else stage(x)
+            if isinstance(stage, UNetBlock):
+                x = stage(x, emb)
+            else:  # the first; one channel would not tell in which layout x is
+                x = stage(x).contiguous(memory_format=self.layout)
             outputs.append(x)
         return outputs
 

@@ -15,6 +15,7 @@ from fewstep.files import atomic_path, sha256_file, write_json
 from fewstep.launch import spread_over_gpus
 from fewstep.models import MODELS, load_model
 from fewstep.params import Params, Row, digest
+from fewstep.performance import accelerate
 from fewstep.progress import progress
 from fewstep.sample import nfe
 
@@ -35,7 +36,8 @@ def run(params: Params, name: str) -> None:
     denoiser, about = load_model(row.model, params)
     parts = [part for r in params.generate.ranges for part in batches(r, params.generate.batch)]
     folder = SCRATCH / name / fingerprint(params, row, rank.device)
-    sample_parts(params, row, denoiser.to(rank.device), parts, folder, rank, f"generate {name}")
+    denoiser = accelerate(denoiser.to(rank.device), params.performance, frozen=True)
+    sample_parts(params, row, denoiser, parts, folder, rank, f"generate {name}")
     barrier(rank)
     if rank.first:
         collect(folder, parts, SAMPLES / f"{name}.npz")
