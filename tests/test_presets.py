@@ -90,6 +90,9 @@ CD = {
     "betas": (0.9, 0.999),
     "weight_decay": 0.0,
     "grad_clip": 0.0,
+    "max_nonfinite": 1_000_000,  # it never stops
+    "nonfinite_to": 1e5,
+    "loss_scale": 1.0,
     "dropout": 0.2,
     "dropout_resolutions": (16, 8),
     "ema": {"kind": "half_life", "kimg": 50_000.0, "rampup": 0.05},
@@ -145,6 +148,8 @@ DMD2 = {
     "betas": (0.9, 0.999),
     "weight_decay": 0.01,
     "grad_clip": 10.0,
+    "nonfinite_to": None,
+    "loss_scale": None,
     "dropout": 0.0,
     "dropout_resolutions": None,
     "ema": {"kind": "none"},

@@ -156,7 +156,8 @@ class Dmd2Settings:
 @dataclass(frozen=True)
 class Student:
     """A network to train. `settings` is of the class that `method` names; a teacher that is
-    trained has no `init_from`."""
+    trained has no `init_from`. Without `nonfinite_to` a step whose gradient is not finite is left
+    out; without `loss_scale` that of fp16 adapts."""
 
     method: Literal["denoising", "consistency", "dmd2"]
     kimg: float
@@ -177,6 +178,8 @@ class Student:
     settings: DenoisingSettings | ConsistencySettings | Dmd2Settings
     init_from: str | None = None
     dropout_resolutions: tuple[int, ...] | None = None
+    nonfinite_to: float | None = None
+    loss_scale: float | None = None
     phema: Phema | None = None
     validation: Validation | None = None
 
