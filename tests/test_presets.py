@@ -159,6 +159,7 @@ DMD2 = {
         "noise_levels": 1000,
         "dm_levels": (0.02, 0.98),
         "dm_epsilon": 0.0,
+        "dm_nan_to_num": True,
         "gan_levels": 1000,
         "gan_groups": 32,
         "shared_label_drop": False,
@@ -189,6 +190,7 @@ def test_dmd2_seed_is_the_released_recipes(run: tuple[Any, ...]) -> None:
     assert (s["gan_student_weight"], s["gan_critic_weight"]) == ((3e-3, 1e-2) if gan else (0, 0))
     assert (s["steps"], s["backward_simulation"], block.init_from) == (steps, steps > 1, init_from)
     assert s["label_dropout"] == (0.1 if steps > 1 else 0.0)
+    assert s["separate_labels"] == (True if steps > 1 else None)  # one step draws them uniformly
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run[0])

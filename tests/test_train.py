@@ -99,7 +99,10 @@ def test_resumed_equals_uninterrupted(
             "students__cd__validation": VALIDATION,
         },
         "dmd2-1": {"students__dmd2_1__optimizer": "radam", "precision": "bf16"},
-        "dmd2-4": {"students__dmd2_4__init_from": "teacher"},
+        "dmd2-4": {
+            "students__dmd2_4__init_from": "teacher",
+            "students__dmd2_4__settings__separate_labels": True,
+        },
     }
     params = toy_params(**overrides[name])
     finals: list[dict[str, torch.Tensor]] = []
@@ -252,6 +255,44 @@ def test_gradients_that_are_not_finite_are_left_out_and_logged(
     assert rows[-1]["nonfinite_gradients"] == 3
     weights, _ = read_safetensors(MODELS / "cd" / "model.safetensors")
     assert all(weight.isfinite().all() for weight in weights.values())
+
+
+def test_a_training_that_mends_its_gradients_goes_on_and_logs_them(
+    toy: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, last=128)
+    train("cd", toy, ALONE)
+    left_out, _ = read_safetensors(MODELS / "cd" / "model.safetensors")
+    train("cd", toy_params(students__cd__nonfinite_to=1e5), ALONE)
+    mended, _ = read_safetensors(MODELS / "cd" / "model.safetensors")
+    rows = Log(MODELS / "cd" / "log.jsonl").rows()
+    assert [row["nimg"] for row in rows if "nonfinite" in row] == [64, 96, 128]
+    assert all(weight.isfinite().all() for weight in mended.values())
+    assert any(not torch.equal(mended[k], left_out[k]) for k in mended), "Adam's moments moved it"
+
+
+def test_the_other_order_of_the_data_is_whole_unrelated_and_the_same_on_every_rank(
+    toy: Params,
+) -> None:
+    dataset = ImageDataset(DATA)
+    run = Run("cd", toy.students["cd"], toy, ALONE, dataset)
+
+    def epoch() -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        here, there, orders = [], [], []
+        for nimg in range(0, len(dataset), run.block.batch):
+            run.nimg = nimg
+            for batch in run.micro_batches():
+                here.append(batch.images)
+                there.append(batch.another()[0])
+                orders += batch.another()
+        return torch.cat(here)[: len(dataset)], torch.cat(there)[: len(dataset)], orders
+
+    here, there, orders = epoch()
+    assert torch.equal(here.flatten(1).sort(dim=0)[0], there.flatten(1).sort(dim=0)[0])
+    assert int((here == there).flatten(1).all(dim=1).sum()) < 6, "about 1 of 200 meets itself"
+    run.rank = Rank(1, 2, ALONE.device)
+    rounds = [order for i, order in enumerate(orders) if i // 2 % 2]  # of two in a batch, one
+    assert all(map(torch.equal, epoch()[2], rounds))
 
 
 def test_too_many_such_gradients_stop_the_training_and_keep_its_state(

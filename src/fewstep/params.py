@@ -137,6 +137,8 @@ class ConsistencySettings:
 
 @dataclass(frozen=True)
 class Dmd2Settings:
+    """A switch that is absent is off."""
+
     steps: int
     backward_simulation: bool
     fake_score_lr: float
@@ -151,6 +153,8 @@ class Dmd2Settings:
     label_dropout: float
     shared_label_drop: bool
     teacher_eval: bool
+    dm_nan_to_num: bool | None = None
+    separate_labels: bool | None = None
 
 
 @dataclass(frozen=True)

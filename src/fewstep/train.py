@@ -12,17 +12,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fewstep.averages import SNAPSHOTS, Averages
-from fewstep.batch import Batch
+from fewstep.batch import Batch, derived_seed
 from fewstep.checkpoint import SCRATCH, Checkpoints
 from fewstep.data.batches import batch_indices
 from fewstep.data.lmdb import ImageDataset
@@ -173,16 +174,22 @@ class Run:
 
     def micro_batches(self) -> Iterator[Batch]:
         """This rank's share of the batch at nimg, on its device."""
-        block, seed, device = self.block, self.params.seed, self.rank.device
+        block, seed = self.block, self.params.seed
         for i in range(self.rank.index, block.batch // block.batch_gpu, self.rank.world):
             first = self.nimg + i * block.batch_gpu
-            indices = batch_indices(first, block.batch_gpu, len(self.dataset), seed)
-            pixels, labels = (torch.from_numpy(a) for a in self.dataset.read(indices))
-            if device.type == "cuda":
-                pixels, labels = pixels.pin_memory(), labels.pin_memory()
-            images = pixels.to(device, non_blocking=True).float() / 127.5 - 1
-            hot = one_hot(labels.to(device, non_blocking=True), self.params.data.classes)
-            yield Batch(images, hot, first, self.nimg, seed)
+            another = partial(self.read, first, derived_seed(seed, "another order"))
+            yield Batch(*self.read(first, seed), first, self.nimg, seed, another)
+
+    def read(self, first: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Images and one-hot labels of the micro-batch at `first` in that seed's order."""
+        device = self.rank.device
+        indices = batch_indices(first, self.block.batch_gpu, len(self.dataset), seed)
+        pixels, labels = (torch.from_numpy(a) for a in self.dataset.read(indices))
+        if device.type == "cuda":
+            pixels, labels = pixels.pin_memory(), labels.pin_memory()
+        images = pixels.to(device, non_blocking=True).float() / 127.5 - 1
+        hot = one_hot(labels.to(device, non_blocking=True), self.params.data.classes)
+        return images, hot
 
     def update(self, phase: str, batches: list[Batch]) -> None:
         """One optimiser step of the network of that phase."""
