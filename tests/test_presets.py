@@ -190,6 +190,8 @@ def test_dmd2_seed_is_the_released_recipes(run: tuple[Any, ...]) -> None:
     assert (s["gan_student_weight"], s["gan_critic_weight"]) == ((3e-3, 1e-2) if gan else (0, 0))
     assert (s["steps"], s["backward_simulation"], block.init_from) == (steps, steps > 1, init_from)
     assert s["label_dropout"] == (0.1 if steps > 1 else 0.0)
+    critic = {"dmd2-1": (True, None), "dmd2-1-long": (None, True)}  # long: fresh optimisers, too
+    assert (s["save_critic"], s["continue_critic"]) == critic.get(name, (None, None))
     assert s["separate_labels"] == (True if steps > 1 else None)  # one step draws them uniformly
 
 

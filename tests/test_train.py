@@ -98,7 +98,11 @@ def test_resumed_equals_uninterrupted(
             "students__cd__phema": {"stds": [0.05, 0.1], "snapshot_kimg": 0.128},
             "students__cd__validation": VALIDATION,
         },
-        "dmd2-1": {"students__dmd2_1__optimizer": "radam", "precision": "bf16"},
+        "dmd2-1": {
+            "students__dmd2_1__optimizer": "radam",
+            "students__dmd2_1__settings__save_critic": True,
+            "precision": "bf16",
+        },
         "dmd2-4": {
             "students__dmd2_4__init_from": "teacher",
             "students__dmd2_4__settings__separate_labels": True,
@@ -207,6 +211,73 @@ def test_a_signal_saves_and_exits_with_its_number(number: signal.Signals, toy: P
     assert process.returncode == 128 + number, output
     assert "Traceback" not in output and "the same command goes on" in output
     assert len(list(SCRATCH.glob("cd-*/state-*"))) >= 1
+
+
+CONTINUED = {
+    "students__dmd2_1__kimg": 0.064,
+    "students__dmd2_1__settings__save_critic": True,
+    "students__dmd2_4__init_from": "dmd2-1",
+    "students__dmd2_4__settings__continue_critic": True,
+}
+
+
+def critic_weights(name: str, params: Params) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    method, _ = build_method(name, params, ALONE.device)
+    return method.trained["critic"].state_dict()
+
+
+@pytest.mark.parametrize("gan", [0.0, 0.01])
+def test_a_student_goes_on_with_the_critic_that_another_saved(gan: float, toy: Params) -> None:
+    """Fake score and, where it had one, discriminator; the discriminator is new where not."""
+    params = toy_params(**CONTINUED, students__dmd2_1__settings__gan_critic_weight=gan)
+    train("dmd2-1", params, ALONE)
+    saved, _ = read_safetensors(SNAPSHOTS / "dmd2-1" / "critic.safetensors")
+    alone = toy_params(**{**CONTINUED, "students__dmd2_4__settings__continue_critic": False})
+    goes_on, begins = critic_weights("dmd2-4", params), critic_weights("dmd2-4", alone)
+    same = {name for name in goes_on if torch.equal(goes_on[name], begins[name])}
+    assert all(torch.equal(goes_on[name], saved[name]) for name in saved)
+    assert any(name.startswith("discriminator") for name in saved) is bool(gan)
+    assert {name for name in goes_on if name not in saved} <= same
+    assert any(name.startswith("fake_score") for name in goes_on.keys() - same)
+    if gan:
+        without = toy_params(
+            **CONTINUED,
+            students__dmd2_4__settings__gan_critic_weight=0.0,
+            students__dmd2_4__settings__gan_student_weight=0.0,
+        )
+        assert critic_weights("dmd2-4", without).keys() < saved.keys(), "one not wanted is left"
+
+
+def test_a_critic_is_saved_only_when_asked_and_is_part_of_what_the_model_is(toy: Params) -> None:
+    """So what depends on the model depends on its critic, and a state of another is refused."""
+    short = {"students__dmd2_1__kimg": 0.064}
+    train("dmd2-1", toy_params(**short), ALONE)
+    weights, about = read_safetensors(MODELS / "dmd2-1" / "model.safetensors")
+    assert "critic_sha256" not in about and not list((SNAPSHOTS / "dmd2-1").iterdir())
+    params, dataset = toy_params(**CONTINUED), ImageDataset(DATA)
+    before = fingerprint("dmd2-4", params.students["dmd2-4"], params, dataset)
+    train("dmd2-1", params, ALONE)
+    same, about = read_safetensors(MODELS / "dmd2-1" / "model.safetensors")
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+    assert len(about["critic_sha256"]) == 64
+    assert fingerprint("dmd2-4", params.students["dmd2-4"], params, dataset) != before
+
+
+def test_a_critic_that_is_missing_or_not_the_students_own_is_refused(toy: Params) -> None:
+    params = toy_params(**CONTINUED)
+    train("dmd2-1", params, ALONE)
+    file = SNAPSHOTS / "dmd2-1" / "critic.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(
+        ValueError, match=r"saved with dmd2-1, got another .*1\.settings\.save_crit"
+    ):
+        train("dmd2-4", params, ALONE)
+    file.unlink()
+    with pytest.raises(ValueError, match="need a safetensors file at .*dmd2-1/critic.safetensors"):
+        train("dmd2-4", params, ALONE)
 
 
 def test_other_params_or_data_give_another_fingerprint(toy: Params) -> None:

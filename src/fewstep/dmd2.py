@@ -106,6 +106,7 @@ class Dmd2:
         self.levels = karras_sigmas(s.noise_levels, *grid).flip(0).to(device, torch.float32)
         self.steps = karras_sigmas(s.steps, *grid).to(device, torch.float32)
         self.trained: dict[str, nn.Module] = {"student": self.student, "critic": self.critic}
+        self.kept: dict[str, nn.Module] = {"critic": self.critic} if s.save_critic else {}
         self.teacher.train(not s.teacher_eval).requires_grad_(False)
 
     def phases(self, iteration: int) -> tuple[str, ...]:

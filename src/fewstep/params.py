@@ -155,6 +155,8 @@ class Dmd2Settings:
     teacher_eval: bool
     dm_nan_to_num: bool | None = None
     separate_labels: bool | None = None
+    save_critic: bool | None = None
+    continue_critic: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -672,6 +674,9 @@ def _cross_check(raw: dict[str, Any], report: _Report) -> None:
             hint = _did_you_mean(model, [other for other in names if other != name])
             message = f"need teacher, another student or an import, got {_show(model)}{hint}"
             report.conflict(("students", name, "init_from"), message)
+    for name, student in students.items():
+        if student["settings"].get("continue_critic"):
+            _check_continued(name, students, report)
     for cycle in _cycles(init_from):
         message = f"need init_from without a cycle, got {' from '.join([*cycle, cycle[0]])}"
         report.conflict(("students", cycle[0], "init_from"), message)
@@ -705,6 +710,17 @@ def _check_student(student: dict[str, Any], path: KeyPath, report: _Report) -> N
         if settings["gan_student_weight"] and not settings["gan_critic_weight"]:
             message = "need gan_critic_weight > 0 beside a gan_student_weight > 0, got 0"
             report.conflict((*path, "settings", "gan_critic_weight"), message)
+
+
+def _check_continued(name: str, students: dict[str, Any], report: _Report) -> None:
+    """The student that this one starts from saves the critic that is continued."""
+    model = students[name]["init_from"]
+    if model not in students or students[model]["method"] != "dmd2":
+        message = f"need a student of method dmd2, whose critic is continued, got {model}"
+        report.conflict(("students", name, "init_from"), message)
+    elif not students[model]["settings"].get("save_critic"):
+        message = f"need save_critic: true, for {name} continues this critic, got false"
+        report.conflict(("students", model, "settings", "save_critic"), message)
 
 
 def _check_metric(metric: dict[str, Any], report: _Report) -> None:

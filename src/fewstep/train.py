@@ -30,7 +30,7 @@ from fewstep.data.lmdb import ImageDataset
 from fewstep.denoiser import one_hot
 from fewstep.distributed import AnyRank, Rank, barrier, gather, over_ranks
 from fewstep.evaluate import Validator
-from fewstep.files import atomic_path, replace_folder
+from fewstep.files import atomic_path, replace_folder, sha256_file
 from fewstep.fingerprint import fingerprint
 from fewstep.flops import forward_flops, matmul_rate
 from fewstep.meter import Meter, readable
@@ -317,6 +317,18 @@ class Run:
             print(f"stopped at {self.nimg / 1000:.1f} kimg; the same command goes on", flush=True)
             self.tracker.close()
 
+    def save_kept(self) -> dict[str, str]:
+        """Write what the method keeps beside the student to the snapshots; the files' sha256.
+
+        As part of the model they let it stand for these files wherever something depends on it.
+        """
+        shas = {}
+        for name, network in getattr(self.method, "kept", {}).items():
+            file = self.snapshots / f"{name}.safetensors"
+            save_weights(file, network.state_dict(), {"name": self.name, "kimg": self.nimg / 1000})
+            shas[f"{name}_sha256"] = sha256_file(file)
+        return shas
+
     def finish(self) -> None:
         """Write the averaged student, the log and the snapshots, then drop the states."""
         if self.tracker is not None:
@@ -329,6 +341,7 @@ class Run:
                 "noise": plain(self.params.noise),
                 "seed": self.params.seed,
                 "best": self.best,
+                **self.save_kept(),
             }
             replace_folder(self.snapshots, SNAPSHOTS / self.name)
             save_model(MODELS / self.name, self.averages.evaluated.state_dict(), about)
