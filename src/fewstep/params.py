@@ -675,7 +675,7 @@ def _cross_check(raw: dict[str, Any], report: _Report) -> None:
             message = f"need teacher, another student or an import, got {_show(model)}{hint}"
             report.conflict(("students", name, "init_from"), message)
     for name, student in students.items():
-        if student["settings"].get("continue_critic"):
+        if student["settings"].get("continue_critic") and report.sound("students", init_from[name]):
             _check_continued(name, students, report)
     for cycle in _cycles(init_from):
         message = f"need init_from without a cycle, got {' from '.join([*cycle, cycle[0]])}"
