@@ -166,6 +166,18 @@ def test_student_learns_the_teachers_width(std: float, sign: int) -> None:
     assert sign * float(gradients(method.student)[0]) > 0
 
 
+def test_nan_to_num_trains_on_past_an_image_that_the_teacher_agrees_with() -> None:
+    """As the reference: 0/0 of one image leaves the gradient of the others as it was."""
+    b, t, gradients = batch(2), torch.tensor([500, 500]), []
+    x = torch.stack([torch.zeros_like(b.images[0]), b.images[1]])
+    for mend in (True, None):
+        method, y = gaussian_method(dm_epsilon=0.0, dm_nan_to_num=mend), x.clone().requires_grad_()
+        loss, _ = method.matching_loss(y, b.labels, t, torch.zeros_like(x))
+        gradients += torch.autograd.grad(loss, y)
+    assert not gradients[0][0].any() and bool(gradients[1][0].isnan().all())
+    assert bool(gradients[0][1].any()) and torch.equal(gradients[0][1], gradients[1][1])
+
+
 # --- labels and modes --------------------------------------------------------------------------
 
 
@@ -229,6 +241,46 @@ def test_one_step_student_draws_labels_of_its_own() -> None:
     assert not torch.equal(labels, b.labels)
     assert labels.sum(dim=0).tolist() == pytest.approx([1000] * 3, abs=130)
     assert x.shape == b.images.shape
+
+
+def with_another(n: int = 400) -> tuple[Batch, Tensor, Tensor]:
+    """A batch with further images and labels, and these."""
+    b, images = batch(n), torch.full((n, 1, 8, 8), 0.25)
+    labels = b.labels.roll(1, dims=0)
+    return replace(b, another=lambda: (images, labels)), images, labels
+
+
+@pytest.mark.parametrize("simulate", [True, False])
+def test_separate_labels_are_the_students_and_the_gans_stay_with_the_real_images(
+    simulate: bool,
+) -> None:
+    changes = {"gan_critic_weight": 1.0, "gan_levels": 0, "backward_simulation": simulate}
+    method = gaussian_method(separate_labels=True, **changes)
+    b, images, others = with_another()
+    calls, seen = asked(method.student), list[tuple[Tensor, Tensor]]()
+    method.critic.logits = lambda x, sigma, labels: seen.append((x, labels)) or x.flatten(1)
+    method.critic_loss(b)
+    (_, fake_labels), (real, real_labels) = seen
+    assert torch.equal(fake_labels, others)
+    assert all(torch.equal(labels, others) for _, _, labels in calls)
+    assert torch.equal(real, b.images) and torch.equal(real_labels, b.labels)
+    if not simulate:
+        ((x, sigma, _),), z = calls, with_another()[0].normal_like(b.images)
+        later = sigma < 80
+        torch.testing.assert_close(x[later], (images + sigma.reshape(-1, 1, 1, 1) * z)[later])
+
+
+def test_separate_labels_change_neither_the_noise_nor_the_draws_of_one_step() -> None:
+    for steps in (1, 4):
+        apart, together = (gaussian_method(steps=steps, separate_labels=s) for s in (True, None))
+        (x, labels, k), (y, same, j) = (m.generate(with_another(6)[0]) for m in (apart, together))
+        assert torch.equal(x, y) and torch.equal(k, j)
+        assert torch.equal(labels, same) is (steps == 1)
+
+
+def test_separate_labels_need_more_data_than_the_batch() -> None:
+    with pytest.raises(ValueError, match="need a batch that knows more data"):
+        gaussian_method(separate_labels=True).generate(batch())
 
 
 # --- the student's own steps -------------------------------------------------------------------

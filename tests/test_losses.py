@@ -179,6 +179,18 @@ def test_epsilon_keeps_the_direction_finite_where_the_teacher_agrees_with_x() ->
     torch.testing.assert_close(finite, (D_fake - x) / 1e-6)
 
 
+def test_nan_to_num_moves_nothing_where_the_teacher_agrees_with_x_and_all_else_as_before() -> None:
+    torch.manual_seed(0)
+    x, teacher, fake = (torch.randn(3, 1, 2, 2) for _ in range(3))
+    teacher[0] = fake[0] = x[0]
+    moved = torch.tensor([False, True, True]).reshape(-1, 1, 1, 1)
+    plain, direction = distribution_matching(x, teacher, fake)
+    loss, mended = distribution_matching(x, teacher, fake, nan_to_num=True)
+    assert bool(direction[0].isnan().all()) and not math.isfinite(float(plain))
+    assert torch.equal(mended, torch.where(moved, direction, 0.0))
+    torch.testing.assert_close(loss, 0.5 * mended.square().mean())
+
+
 def test_gradient_pulls_a_distribution_towards_the_teachers() -> None:
     """A descent step shrinks images of a fake distribution that is too wide, and widens narrow."""
     sigma = torch.tensor(1.0)

@@ -128,6 +128,28 @@ def test_gradients_are_clipped_to_their_norm_before_the_step(block: Student) -> 
             torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mended_gradient_makes_the_step_of_the_finite_one(kind: str, block: Student) -> None:
+    """NaN is 0 and infinity the bound, before clipping; the norm is told as it came."""
+    mending = replace(block, optimizer=kind, nonfinite_to=1e5, grad_clip=0.5)
+    u, theirs = updates(mending), updates(replace(block, optimizer=kind, grad_clip=0.5))
+    for grads in gradients(8):
+        bad, good = [g.clone() for g in grads], [g.clone() for g in grads]
+        for element, value, mended in zip(range(3), HOSTILE, (0.0, 1e5, -1e5), strict=True):
+            bad[2][1, element], good[2][1, element] = value, mended
+        assert math.isnan(apply(u, bad))
+        apply(theirs, good)
+        assert_equal(snapshot(u), snapshot(theirs))
+    assert all(bool(p.isfinite().all()) for p in u.parameters)
+
+
+def test_gradients_that_are_finite_need_no_mending(block: Student) -> None:
+    mending, plain = updates(replace(block, nonfinite_to=1e-3)), updates(block)
+    for grads in gradients(4):
+        assert apply(mending, grads) == apply(plain, grads)
+    assert_equal(snapshot(mending), snapshot(plain))
+
+
 def test_steps_use_the_rate_of_their_time(block: Student) -> None:
     warming = replace(block, lr_warmup_kimg=1.0, kimg=10.0, optimizer="adam", weight_decay=0.0)
     grads = gradients(2)[0]
@@ -182,6 +204,42 @@ def test_the_scale_grows_again_and_is_part_of_the_state(block: Student) -> None:
     assert u.scaler.get_scale() == 2.0**17
     other.scaler.load_state_dict(u.scaler.state_dict())
     assert other.scaler.get_scale() == 2.0**17
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_a_fixed_scale_stays_whatever_comes(scale: float, block: Student) -> None:
+    u = updates(replace(block, loss_scale=scale), "fp16")
+    u.scaler.set_growth_interval(1)
+    weight = u.parameters[0]
+    for factor in (1.0, 1e38, math.nan, 1.0):
+        assert u.scaler.get_scale() == scale
+        u.backward(weight.sum() * factor)
+        assert weight.grad is not None and float(weight.grad[0, 0]) == pytest.approx(
+            float(torch.tensor(scale * factor)), nan_ok=True
+        )
+        assert math.isfinite(float(u.step(0))) == (factor == 1)  # the norm squares 1e38
+    assert u.scaler.get_scale() == scale
+
+
+def test_a_fixed_scale_of_1_in_fp16_is_no_scale_at_all(block: Student) -> None:
+    x, nets = torch.randn(4, 3), [network(), network()]
+    for net, precision in zip(nets, ("fp32", "fp16"), strict=True):
+        u = Updates(net, replace(block, loss_scale=1.0), RATE, precision, ALONE)
+        for _ in range(3):
+            u.backward(net(x).square().mean())
+            u.step(0)
+    for mine, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_what_overflows_at_a_fixed_scale_is_mended(block: Student) -> None:
+    """The reference of consistency distillation: fp16, scale 1, infinity to 1e5."""
+    u = updates(replace(block, loss_scale=1.0, nonfinite_to=1e5, optimizer="adam"), "fp16")
+    weight = u.parameters[0]
+    before = weight.detach().clone()
+    u.backward(weight.sum() * math.inf)
+    assert float(u.step(0)) == math.inf
+    torch.testing.assert_close(weight, before - RATE, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

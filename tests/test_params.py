@@ -484,6 +484,24 @@ REFUSALS: dict[str, tuple[Edit, str]] = {
         "need gan_levels <= noise_levels, got 11 and 10 "
         "(params.yaml: students.dmd2-1.settings.gan_levels)",
     ),
+    "critic continued of the teacher": (
+        put("students/dmd2-1/settings/continue_critic", True),
+        "need a student of method dmd2, whose critic is continued, got teacher "
+        "(params.yaml: students.dmd2-1.init_from)",
+    ),
+    "critic continued of another method": (
+        put("students/dmd2-4/settings/continue_critic", True),
+        "need a student of method dmd2, whose critic is continued, got cd "
+        "(params.yaml: students.dmd2-4.init_from)",
+    ),
+    "critic continued that is not saved": (
+        lambda raw: (
+            put("students/dmd2-4/init_from", "dmd2-1")(raw),
+            put("students/dmd2-4/settings/continue_critic", True)(raw),
+        ),
+        "need save_critic: true, for dmd2-4 continues this critic, got false "
+        "(params.yaml: students.dmd2-1.settings.save_critic)",
+    ),
     "row of an unknown student": (
         put("rows/cd-4/model", "dc"),
         "need teacher or one of cd, dmd2-1, dmd2-4, got 'dc'; did you mean 'cd'? "

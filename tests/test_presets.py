@@ -90,6 +90,9 @@ CD = {
     "betas": (0.9, 0.999),
     "weight_decay": 0.0,
     "grad_clip": 0.0,
+    "max_nonfinite": 1_000_000,  # it never stops
+    "nonfinite_to": 1e5,
+    "loss_scale": 1.0,
     "dropout": 0.2,
     "dropout_resolutions": (16, 8),
     "ema": {"kind": "half_life", "kimg": 50_000.0, "rampup": 0.05},
@@ -145,6 +148,8 @@ DMD2 = {
     "betas": (0.9, 0.999),
     "weight_decay": 0.01,
     "grad_clip": 10.0,
+    "nonfinite_to": None,
+    "loss_scale": None,
     "dropout": 0.0,
     "dropout_resolutions": None,
     "ema": {"kind": "none"},
@@ -154,6 +159,7 @@ DMD2 = {
         "noise_levels": 1000,
         "dm_levels": (0.02, 0.98),
         "dm_epsilon": 0.0,
+        "dm_nan_to_num": True,
         "gan_levels": 1000,
         "gan_groups": 32,
         "shared_label_drop": False,
@@ -184,6 +190,9 @@ def test_dmd2_seed_is_the_released_recipes(run: tuple[Any, ...]) -> None:
     assert (s["gan_student_weight"], s["gan_critic_weight"]) == ((3e-3, 1e-2) if gan else (0, 0))
     assert (s["steps"], s["backward_simulation"], block.init_from) == (steps, steps > 1, init_from)
     assert s["label_dropout"] == (0.1 if steps > 1 else 0.0)
+    critic = {"dmd2-1": (True, None), "dmd2-1-long": (None, True)}  # long: fresh optimisers, too
+    assert (s["save_critic"], s["continue_critic"]) == critic.get(name, (None, None))
+    assert s["separate_labels"] == (True if steps > 1 else None)  # one step draws them uniformly
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run[0])

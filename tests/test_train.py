@@ -98,8 +98,15 @@ def test_resumed_equals_uninterrupted(
             "students__cd__phema": {"stds": [0.05, 0.1], "snapshot_kimg": 0.128},
             "students__cd__validation": VALIDATION,
         },
-        "dmd2-1": {"students__dmd2_1__optimizer": "radam", "precision": "bf16"},
-        "dmd2-4": {"students__dmd2_4__init_from": "teacher"},
+        "dmd2-1": {
+            "students__dmd2_1__optimizer": "radam",
+            "students__dmd2_1__settings__save_critic": True,
+            "precision": "bf16",
+        },
+        "dmd2-4": {
+            "students__dmd2_4__init_from": "teacher",
+            "students__dmd2_4__settings__separate_labels": True,
+        },
     }
     params = toy_params(**overrides[name])
     finals: list[dict[str, torch.Tensor]] = []
@@ -213,6 +220,73 @@ def test_a_signal_saves_and_exits_with_its_number(number: signal.Signals, toy: P
     assert len(list(SCRATCH.glob("cd-*/state-*"))) >= 1
 
 
+CONTINUED = {
+    "students__dmd2_1__kimg": 0.064,
+    "students__dmd2_1__settings__save_critic": True,
+    "students__dmd2_4__init_from": "dmd2-1",
+    "students__dmd2_4__settings__continue_critic": True,
+}
+
+
+def critic_weights(name: str, params: Params) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    method, _ = build_method(name, params, ALONE.device)
+    return method.trained["critic"].state_dict()
+
+
+@pytest.mark.parametrize("gan", [0.0, 0.01])
+def test_a_student_goes_on_with_the_critic_that_another_saved(gan: float, toy: Params) -> None:
+    """Fake score and, where it had one, discriminator; the discriminator is new where not."""
+    params = toy_params(**CONTINUED, students__dmd2_1__settings__gan_critic_weight=gan)
+    train("dmd2-1", params, ALONE)
+    saved, _ = read_safetensors(SNAPSHOTS / "dmd2-1" / "critic.safetensors")
+    alone = toy_params(**{**CONTINUED, "students__dmd2_4__settings__continue_critic": False})
+    goes_on, begins = critic_weights("dmd2-4", params), critic_weights("dmd2-4", alone)
+    same = {name for name in goes_on if torch.equal(goes_on[name], begins[name])}
+    assert all(torch.equal(goes_on[name], saved[name]) for name in saved)
+    assert any(name.startswith("discriminator") for name in saved) is bool(gan)
+    assert {name for name in goes_on if name not in saved} <= same
+    assert any(name.startswith("fake_score") for name in goes_on.keys() - same)
+    if gan:
+        without = toy_params(
+            **CONTINUED,
+            students__dmd2_4__settings__gan_critic_weight=0.0,
+            students__dmd2_4__settings__gan_student_weight=0.0,
+        )
+        assert critic_weights("dmd2-4", without).keys() < saved.keys(), "one not wanted is left"
+
+
+def test_a_critic_is_saved_only_when_asked_and_is_part_of_what_the_model_is(toy: Params) -> None:
+    """So what depends on the model depends on its critic, and a state of another is refused."""
+    short = {"students__dmd2_1__kimg": 0.064}
+    train("dmd2-1", toy_params(**short), ALONE)
+    weights, about = read_safetensors(MODELS / "dmd2-1" / "model.safetensors")
+    assert "critic_sha256" not in about and not list((SNAPSHOTS / "dmd2-1").iterdir())
+    params, dataset = toy_params(**CONTINUED), ImageDataset(DATA)
+    before = fingerprint("dmd2-4", params.students["dmd2-4"], params, dataset)
+    train("dmd2-1", params, ALONE)
+    same, about = read_safetensors(MODELS / "dmd2-1" / "model.safetensors")
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+    assert len(about["critic_sha256"]) == 64
+    assert fingerprint("dmd2-4", params.students["dmd2-4"], params, dataset) != before
+
+
+def test_a_critic_that_is_missing_or_not_the_students_own_is_refused(toy: Params) -> None:
+    params = toy_params(**CONTINUED)
+    train("dmd2-1", params, ALONE)
+    file = SNAPSHOTS / "dmd2-1" / "critic.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(
+        ValueError, match=r"saved with dmd2-1, got another .*1\.settings\.save_crit"
+    ):
+        train("dmd2-4", params, ALONE)
+    file.unlink()
+    with pytest.raises(ValueError, match="need a safetensors file at .*dmd2-1/critic.safetensors"):
+        train("dmd2-4", params, ALONE)
+
+
 def test_other_params_or_data_give_another_fingerprint(toy: Params) -> None:
     dataset = ImageDataset(DATA)
 
@@ -259,6 +333,44 @@ def test_gradients_that_are_not_finite_are_left_out_and_logged(
     assert rows[-1]["nonfinite_gradients"] == 3
     weights, _ = read_safetensors(MODELS / "cd" / "model.safetensors")
     assert all(weight.isfinite().all() for weight in weights.values())
+
+
+def test_a_training_that_mends_its_gradients_goes_on_and_logs_them(
+    toy: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, last=128)
+    train("cd", toy, ALONE)
+    left_out, _ = read_safetensors(MODELS / "cd" / "model.safetensors")
+    train("cd", toy_params(students__cd__nonfinite_to=1e5), ALONE)
+    mended, _ = read_safetensors(MODELS / "cd" / "model.safetensors")
+    rows = Log(MODELS / "cd" / "log.jsonl").rows()
+    assert [row["nimg"] for row in rows if "nonfinite" in row] == [64, 96, 128]
+    assert all(weight.isfinite().all() for weight in mended.values())
+    assert any(not torch.equal(mended[k], left_out[k]) for k in mended), "Adam's moments moved it"
+
+
+def test_the_other_order_of_the_data_is_whole_unrelated_and_the_same_on_every_rank(
+    toy: Params,
+) -> None:
+    dataset = ImageDataset(DATA)
+    run = Run("cd", toy.students["cd"], toy, ALONE, dataset)
+
+    def epoch() -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        here, there, orders = [], [], []
+        for nimg in range(0, len(dataset), run.block.batch):
+            run.nimg = nimg
+            for batch in run.micro_batches():
+                here.append(batch.images)
+                there.append(batch.another()[0])
+                orders += batch.another()
+        return torch.cat(here)[: len(dataset)], torch.cat(there)[: len(dataset)], orders
+
+    here, there, orders = epoch()
+    assert torch.equal(here.flatten(1).sort(dim=0)[0], there.flatten(1).sort(dim=0)[0])
+    assert int((here == there).flatten(1).all(dim=1).sum()) < 6, "about 1 of 200 meets itself"
+    run.rank = Rank(1, 2, ALONE.device)
+    rounds = [order for i, order in enumerate(orders) if i // 2 % 2]  # of two in a batch, one
+    assert all(map(torch.equal, epoch()[2], rounds))
 
 
 def test_too_many_such_gradients_stop_the_training_and_keep_its_state(

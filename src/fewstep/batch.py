@@ -1,6 +1,7 @@
 """A micro-batch with its place on the training clock, from which all its randomness follows."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +14,10 @@ def derived_seed(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
+def _nothing_more() -> tuple[Tensor, Tensor]:
+    raise ValueError("need a batch that knows more data, got one of its own images alone")
+
+
 @dataclass
 class Batch:
     """Images of one micro-batch and the generators that draw its noise.
@@ -23,6 +28,7 @@ class Batch:
         nimg: position of the first image on the clock.
         step_nimg: position of the first image of the whole (all ranks') batch.
         seed: the run's seed.
+        another: gives as many images and labels from another order of the data, unrelated to these.
         memory: what one phase of a method leaves for the next.
     """
 
@@ -31,6 +37,7 @@ class Batch:
     nimg: int
     step_nimg: int
     seed: int
+    another: Callable[[], tuple[Tensor, Tensor]] = _nothing_more
     memory: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -111,6 +111,7 @@ class Dmd2:
         self.levels = karras_sigmas(s.noise_levels, *grid).flip(0).to(device, torch.float32)
         self.steps = karras_sigmas(s.steps, *grid).to(device, torch.float32)
         self.trained: dict[str, nn.Module] = {"student": self.student, "critic": self.critic}
+        self.kept: dict[str, nn.Module] = {"critic": self.critic} if s.save_critic else {}
         self.teacher.train(not s.teacher_eval).requires_grad_(False)
 
     def phases(self, iteration: int) -> tuple[str, ...]:
@@ -138,19 +139,20 @@ class Dmd2:
 
         Its input is pure noise at the first step; later steps start from its own images (backward
         simulation) or from real ones, noised. The step is shared by all ranks under backward
-        simulation and drawn for each image without it.
+        simulation and drawn for each image without it. Labels are drawn uniformly for one step; for
+        several they come with real images.
         """
         s, z = self.settings, batch.normal_like(batch.images)
+        clean, labels = batch.images, batch.labels
         if s.steps == 1:
             classes = batch.labels.shape[1]
             labels = nn.functional.one_hot(batch.uniform_ints(0, classes), classes).to(z)
             k = torch.zeros(len(z), dtype=torch.int64, device=z.device)
         else:
-            labels = batch.labels
+            clean, labels = batch.another() if s.separate_labels else (clean, labels)
             k = batch.uniform_ints(0, s.steps)
         if s.shared_label_drop and s.label_dropout:
             labels = labels * batch.keep_labels(s.label_dropout)
-        clean = batch.images
         if s.backward_simulation and s.steps > 1:
             clean, labels, k = self.simulate(batch, labels)
         sigma = self.steps[k]
@@ -207,7 +209,8 @@ class Dmd2:
             x_t = x + per_image(sigma) * n
             D_teacher = self.teacher(x_t, sigma, labels)
             D_fake = self.critic.fake_score(x_t, sigma, labels)
-        return distribution_matching(x, D_teacher, D_fake, self.settings.dm_epsilon)
+        s = self.settings
+        return distribution_matching(x, D_teacher, D_fake, s.dm_epsilon, bool(s.dm_nan_to_num))
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Logged]]:
         s = self.settings

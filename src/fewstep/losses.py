@@ -69,7 +69,7 @@ def distance(kind: str, diff: Tensor) -> Tensor:
 
 
 def distribution_matching(
-    x: Tensor, D_teacher: Tensor, D_fake: Tensor, epsilon: float = 0.0
+    x: Tensor, D_teacher: Tensor, D_fake: Tensor, epsilon: float = 0.0, nan_to_num: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Loss whose gradient moves x from the fake to the teacher's distribution (DMD2, eq. 2).
 
@@ -77,6 +77,7 @@ def distribution_matching(
         x: generated images (B, C, H, W), with gradient.
         D_teacher, D_fake: both denoisers' answers to one noised copy of x.
         epsilon: added to the weight mean|x - D_teacher|; the reference has none.
+        nan_to_num: 0/0 moves nothing, and infinity is the largest number, as in the reference.
 
     Returns:
         The loss, a scalar, and the direction (B, C, H, W) that is its gradient times the number of
@@ -85,6 +86,7 @@ def distribution_matching(
     with torch.no_grad():
         weight = (x - D_teacher).abs().mean(dim=(1, 2, 3), keepdim=True) + epsilon
         direction = (D_fake - D_teacher) / weight
+        direction = direction.nan_to_num() if nan_to_num else direction
     return 0.5 * F.mse_loss(x, (x - direction).detach()), direction
 
 

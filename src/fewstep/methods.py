@@ -1,18 +1,20 @@
 """What the one training loop asks of a method, and the method of a block of params.yaml."""
 
 from copy import deepcopy
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from fewstep.averages import SNAPSHOTS
 from fewstep.batch import Batch
 from fewstep.consistency import Consistency
 from fewstep.denoiser import Denoiser
 from fewstep.denoising import Denoising
 from fewstep.dmd2 import Critic, Discriminator, Dmd2
+from fewstep.files import sha256_file
 from fewstep.meter import Logged
-from fewstep.models import build_denoiser, load_model
+from fewstep.models import build_denoiser, load_model, read_safetensors
 from fewstep.params import (
     ConsistencySettings,
     DenoisingSettings,
@@ -29,6 +31,7 @@ class Method(Protocol):
     Attributes:
         student: the network that is averaged and saved.
         trained: the networks that have an optimiser, by the name of their phase.
+        kept: optional; networks that are saved beside the student, by name.
     """
 
     student: Denoiser
@@ -78,7 +81,8 @@ def build_method(
     """The method with its networks on the device, and the learning rate of each phase.
 
     Raises:
-        ValueError: weights that do not fit the params, or a bottleneck without a discriminator.
+        ValueError: weights that do not fit the params, a bottleneck without a discriminator, or a
+            critic to continue that is not the one of init_from.
     """
     block = student_block(name, params)
     s = block.settings
@@ -88,7 +92,7 @@ def build_method(
     if isinstance(s, DenoisingSettings):
         return Denoising(accelerate(student.to(device), how), s), {"student": block.lr}
     teacher, _ = load_model("teacher", params)
-    start, _ = load_model(block.init_from or "teacher", params)
+    start, about = load_model(block.init_from or "teacher", params)
     student.load_state_dict(start.state_dict())
     teacher = accelerate(teacher.to(device), how, frozen=True)
     student = accelerate(student.to(device), how)
@@ -97,9 +101,28 @@ def build_method(
     fake_score = accelerate(deepcopy(student), how)
     fake_score.load_state_dict(teacher.state_dict())
     teacher.model.label_dropout = own_drop
-    critic = Critic(fake_score, _discriminator(name, s, params)).to(device)
+    critic = Critic(fake_score, _discriminator(name, s, params))
+    if s.continue_critic:
+        _continue_critic(critic, block.init_from or "", about)
+    critic.to(device)
     rates = {"student": block.lr, "critic": s.fake_score_lr}
     return Dmd2(student, teacher, critic, s, params.noise), rates
+
+
+def _continue_critic(critic: Critic, model: str, about: dict[str, Any]) -> None:
+    """Give a critic the weights that were saved beside a student, whose JSON is `about`.
+
+    A discriminator that was not saved stays as it is; one that is not wanted is left.
+    """
+    file = SNAPSHOTS / model / "critic.safetensors"
+    weights, _ = read_safetensors(file)
+    if sha256_file(file) != about.get("critic_sha256"):
+        raise ValueError(
+            f"need the critic that was saved with {model}, got another one in {file}; train "
+            f"{model} again (params.yaml: students.{model}.settings.save_critic)"
+        )
+    own = critic.state_dict()
+    critic.load_state_dict({name: weights.get(name, before) for name, before in own.items()})
 
 
 def _discriminator(name: str, s: Dmd2Settings, params: Params) -> Discriminator | None:

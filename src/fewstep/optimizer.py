@@ -1,7 +1,7 @@
-"""Optimisers, learning rates, and steps that leave out gradients that are not finite."""
+"""Optimisers, learning rates, and steps that leave out or mend gradients that are not finite."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -21,6 +21,15 @@ def learning_rate_factor(block: Student, nimg: int) -> float:
     left = (total - nimg) / max(total - warmup, 1)
     shapes = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}
     return shapes[block.lr_schedule]
+
+
+def mend(parameters: Iterable[nn.Parameter], bound: float) -> Tensor:
+    """Make NaN 0 and infinity +-bound in gradients, in place; their norm before (EDM's loop)."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    for gradient in gradients:
+        gradient.nan_to_num_(0.0, bound, -bound)
+    return norm
 
 
 class Updates:
@@ -57,14 +66,20 @@ class Updates:
             self.optimizer = ZeroRedundancyOptimizer(self.parameters, kind, lr=rate, **options)
         else:
             self.optimizer = kind(self.parameters, rate, **options)
-        self.scaler = torch.amp.GradScaler(rank.device.type, enabled=precision == "fp16")
+        scale = block.loss_scale or 2.0**16
+        self.scaler = torch.amp.GradScaler(rank.device.type, scale, enabled=precision == "fp16")
 
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
 
     def step(self, nimg: int) -> Tensor:
-        """Clip and update unless a gradient is not finite; the gradient's norm before clipping."""
+        """Clip and update; the gradient's norm as it came.
+
+        Where that is not finite nothing changes, unless `nonfinite_to` mends the gradient.
+        """
         self.scaler.unscale_(self.optimizer)
+        bound = self.block.nonfinite_to
+        came = None if bound is None else mend(self.parameters, bound)
         limit = self.block.grad_clip or math.inf
         norm = nn.utils.clip_grad_norm_(self.parameters, limit, foreach=self.foreach).detach()
         for group in self.optimizer.param_groups:
@@ -75,9 +90,9 @@ class Updates:
             self.optimizer.step()
         elif bool(norm.isfinite()):
             self.optimizer.step()
-        self.scaler.update()
+        self.scaler.update(self.block.loss_scale)
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        return norm if came is None else came
 
     def collect(self) -> None:
         """Bring a sharded state to the first rank, which saves it; every rank calls this."""
@@ -104,7 +119,7 @@ class NonFinite:
         """What was not finite since the last look: phase, nimg, gradient norm and loss of each.
 
         Raises:
-            FloatingPointError: `limit` in a row, after all were told; none changed a weight.
+            FloatingPointError: `limit` in a row, after all were told.
         """
         steps, self.unseen = self.unseen, []
         norms = torch.stack([norm for *_, norm, _ in steps]).tolist() if steps else []
@@ -119,7 +134,6 @@ class NonFinite:
             if self.in_a_row[phase] >= self.limit:
                 raise FloatingPointError(
                     f"the {phase} gradient is {norm} at nimg {nimg}, its loss {mean}: "
-                    f"{self.in_a_row[phase]} in a row are not finite; none changed a weight. "
-                    "Lower lr or raise precision (params.yaml: students.<name>.lr, .max_nonfinite, "
-                    "precision)"
+                    f"{self.in_a_row[phase]} in a row are not finite. Lower lr or raise precision "
+                    "(params.yaml: students.<name>.lr, .max_nonfinite, precision)"
                 )

@@ -137,6 +137,8 @@ class ConsistencySettings:
 
 @dataclass(frozen=True)
 class Dmd2Settings:
+    """A switch that is absent is off."""
+
     steps: int
     backward_simulation: bool
     fake_score_lr: float
@@ -151,13 +153,18 @@ class Dmd2Settings:
     label_dropout: float
     shared_label_drop: bool
     teacher_eval: bool
+    dm_nan_to_num: bool | None = None
+    separate_labels: bool | None = None
+    save_critic: bool | None = None
+    continue_critic: bool | None = None
     all_stops: bool | None = None
 
 
 @dataclass(frozen=True)
 class Student:
     """A network to train. `settings` is of the class that `method` names; a teacher that is
-    trained has no `init_from`."""
+    trained has no `init_from`. Without `nonfinite_to` a step whose gradient is not finite is left
+    out; without `loss_scale` that of fp16 adapts."""
 
     method: Literal["denoising", "consistency", "dmd2"]
     kimg: float
@@ -178,6 +185,8 @@ class Student:
     settings: DenoisingSettings | ConsistencySettings | Dmd2Settings
     init_from: str | None = None
     dropout_resolutions: tuple[int, ...] | None = None
+    nonfinite_to: float | None = None
+    loss_scale: float | None = None
     phema: Phema | None = None
     validation: Validation | None = None
 
@@ -680,6 +689,9 @@ def _cross_check(raw: dict[str, Any], report: _Report) -> None:
             hint = _did_you_mean(model, [other for other in names if other != name])
             message = f"need teacher, another student or an import, got {_show(model)}{hint}"
             report.conflict(("students", name, "init_from"), message)
+    for name, student in students.items():
+        if student["settings"].get("continue_critic") and report.sound("students", init_from[name]):
+            _check_continued(name, students, report)
     for cycle in _cycles(init_from):
         message = f"need init_from without a cycle, got {' from '.join([*cycle, cycle[0]])}"
         report.conflict(("students", cycle[0], "init_from"), message)
@@ -713,6 +725,17 @@ def _check_student(student: dict[str, Any], path: KeyPath, report: _Report) -> N
         if settings["gan_student_weight"] and not settings["gan_critic_weight"]:
             message = "need gan_critic_weight > 0 beside a gan_student_weight > 0, got 0"
             report.conflict((*path, "settings", "gan_critic_weight"), message)
+
+
+def _check_continued(name: str, students: dict[str, Any], report: _Report) -> None:
+    """The student that this one starts from saves the critic that is continued."""
+    model = students[name]["init_from"]
+    if model not in students or students[model]["method"] != "dmd2":
+        message = f"need a student of method dmd2, whose critic is continued, got {model}"
+        report.conflict(("students", name, "init_from"), message)
+    elif not students[model]["settings"].get("save_critic"):
+        message = f"need save_critic: true, for {name} continues this critic, got false"
+        report.conflict(("students", model, "settings", "save_critic"), message)
 
 
 def _check_metric(metric: dict[str, Any], report: _Report) -> None:

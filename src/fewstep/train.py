@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fewstep.averages import SNAPSHOTS, Averages
-from fewstep.batch import Batch
+from fewstep.batch import Batch, derived_seed
 from fewstep.checkpoint import SCRATCH, Checkpoints
 from fewstep.data.batches import batch_indices
 from fewstep.data.lmdb import ImageDataset
@@ -30,7 +31,7 @@ from fewstep.data.prefetch import Prefetch
 from fewstep.denoiser import one_hot
 from fewstep.distributed import AnyRank, Rank, barrier, gather, over_ranks
 from fewstep.evaluate import Validator
-from fewstep.files import atomic_path, replace_folder
+from fewstep.files import atomic_path, replace_folder, sha256_file
 from fewstep.fingerprint import fingerprint
 from fewstep.flops import forward_flops, matmul_rate
 from fewstep.meter import Meter, readable
@@ -110,7 +111,7 @@ class Run:
         self.nonfinite = NonFinite(block.max_nonfinite, rank)
         self.nimg, self.seconds = 0, 0.0
         self.best: dict[str, Any] | None = None
-        self.meter, self.prefetch = Meter(), Prefetch(self.read)
+        self.meter, self.prefetch = Meter(), Prefetch(self.share)
         self.latest = ""
         self.flops = image_flops(self.method, params)
         self.peak = matmul_rate(rank.device, params.precision) * rank.world
@@ -175,25 +176,36 @@ class Run:
         if not done and (improved or self.crossed(block.checkpoint_kimg)):
             self.save_state()
 
-    def read(self, nimg: int) -> list[tuple[int, Tensor, Tensor]]:
-        """This rank's share of the batch at nimg, as micro-batches: place, pixels and labels."""
-        block, rows = self.block, []
-        for i in range(self.rank.index, block.batch // block.batch_gpu, self.rank.world):
-            first = nimg + i * block.batch_gpu
-            indices = batch_indices(first, block.batch_gpu, len(self.dataset), self.params.seed)
-            arrays = map(torch.from_numpy, self.dataset.read(indices))
-            if self.rank.device.type == "cuda":
-                arrays = (a.pin_memory() for a in arrays)
-            rows.append((first, *arrays))
-        return rows
-
     def micro_batches(self) -> Iterator[Batch]:
         """This rank's share of the batch at nimg, on its device."""
-        device, classes = self.rank.device, self.params.data.classes
-        for first, pixels, labels in self.prefetch(self.nimg, self.nimg + self.block.batch):
-            images = pixels.to(device, non_blocking=True).float() / 127.5 - 1
-            hot = one_hot(labels.to(device, non_blocking=True), classes)
-            yield Batch(images, hot, first, self.nimg, self.params.seed)
+        seed = self.params.seed
+        for first, *rows in self.prefetch(self.nimg, self.nimg + self.block.batch):
+            another = partial(self.another, first)
+            yield Batch(*self.on_device(*rows), first, self.nimg, seed, another)
+
+    def share(self, nimg: int) -> list[tuple[int, Tensor, Tensor]]:
+        """Place, pixels and labels of each micro-batch that this rank has of the batch at nimg."""
+        places = range(nimg, nimg + self.block.batch, self.block.batch_gpu)
+        mine = places[self.rank.index :: self.rank.world]
+        return [(first, *self.read(first, self.params.seed)) for first in mine]
+
+    def read(self, first: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Pixels and labels of the micro-batch at `first` in that seed's order, on the CPU."""
+        indices = batch_indices(first, self.block.batch_gpu, len(self.dataset), seed)
+        pixels, labels = (torch.from_numpy(a) for a in self.dataset.read(indices))
+        if self.rank.device.type == "cuda":
+            pixels, labels = pixels.pin_memory(), labels.pin_memory()
+        return pixels, labels
+
+    def another(self, first: int) -> tuple[Tensor, Tensor]:
+        """Images and labels of the micro-batch at `first` in an unrelated order."""
+        return self.on_device(*self.read(first, derived_seed(self.params.seed, "another order")))
+
+    def on_device(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Images in [-1, 1], (B, C, H, W), and one-hot labels, (B, classes)."""
+        device = self.rank.device
+        images = pixels.to(device, non_blocking=True).float() / 127.5 - 1
+        return images, one_hot(labels.to(device, non_blocking=True), self.params.data.classes)
 
     def update(self, phase: str, batches: list[Batch]) -> None:
         """One optimiser step of the network of that phase."""
@@ -323,6 +335,18 @@ class Run:
             print(f"stopped at {self.nimg / 1000:.1f} kimg; the same command goes on", flush=True)
             self.tracker.close()
 
+    def save_kept(self) -> dict[str, str]:
+        """Write what the method keeps beside the student to the snapshots; the files' sha256.
+
+        As part of the model they let it stand for these files wherever something depends on it.
+        """
+        shas = {}
+        for name, network in getattr(self.method, "kept", {}).items():
+            file = self.snapshots / f"{name}.safetensors"
+            save_weights(file, network.state_dict(), {"name": self.name, "kimg": self.nimg / 1000})
+            shas[f"{name}_sha256"] = sha256_file(file)
+        return shas
+
     def finish(self) -> None:
         """Write the averaged student, the log and the snapshots, then drop the states."""
         if self.tracker is not None:
@@ -335,6 +359,7 @@ class Run:
                 "noise": plain(self.params.noise),
                 "seed": self.params.seed,
                 "best": self.best,
+                **self.save_kept(),
             }
             replace_folder(self.snapshots, SNAPSHOTS / self.name)
             save_model(MODELS / self.name, self.averages.evaluated.state_dict(), about)
