@@ -382,7 +382,7 @@ def dmd2(folder: Path, load: Network) -> Iterator[Check]:
     yield from matching(v, method, x, labels)
 
     scripted = batch("gen_cls", "")
-    loss = gan_student_loss(method.logits(x, labels, scripted))
+    loss = gan_student_loss(*method.logits(scripted, (x, labels)))
     yield from v.check("gen_cls/loss", loss, NETWORK)
     (grad,) = torch.autograd.grad(loss, x)
     yield from v.check("gen_cls/grad_wrt_images", grad, NETWORK)
@@ -394,7 +394,7 @@ def dmd2(folder: Path, load: Network) -> Iterator[Check]:
     yield from v.check("fake/loss", logs["loss_fake"][0], NETWORK)
     yield from v.check("guidance_cls/loss", logs["loss_gan_critic"][0], NETWORK)
     again = batch("guidance_cls guidance_cls", "_1", "_0")
-    fake, real = (method.logits(*of, again) for of in ((x, labels), (again.images, real_labels)))
+    fake, real = method.logits(again, (x, labels), (again.images, real_labels))
     yield from v.check("guidance_cls/realism_on_real", real.sigmoid().flatten(), NETWORK)
     yield from v.check("guidance_cls/realism_on_fake", fake.sigmoid().flatten(), NETWORK)
     yield check(

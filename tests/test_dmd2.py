@@ -102,7 +102,7 @@ def test_gan_noises_up_to_its_own_level(levels: int, highest: int) -> None:
     method, b = gaussian_method(gan_levels=levels), batch(20_000, size=1)
     sigmas: list[Tensor] = []
     method.critic.logits = lambda x, sigma, labels: sigmas.append(sigma) or x.flatten(1)
-    method.logits(b.images, b.labels, b)
+    method.logits(b, (b.images, b.labels))
     used = torch.searchsorted(method.levels, sigmas[0])
     assert (int(used.min()), int(used.max())) == (0, highest)
 
@@ -111,7 +111,7 @@ def test_gan_without_levels_sees_clean_images_at_the_lowest_sigma() -> None:
     method, b = gaussian_method(gan_levels=0), batch()
     seen: list[Tensor] = []
     method.critic.logits = lambda x, sigma, labels: seen.extend((x, sigma)) or x.flatten(1)
-    method.logits(b.images, b.labels, b)
+    method.logits(b, (b.images, b.labels))
     assert torch.equal(seen[0], b.images)
     assert seen[1].tolist() == pytest.approx([0.002] * len(b.images))
 
@@ -260,7 +260,7 @@ def test_separate_labels_are_the_students_and_the_gans_stay_with_the_real_images
     calls, seen = asked(method.student), list[tuple[Tensor, Tensor]]()
     method.critic.logits = lambda x, sigma, labels: seen.append((x, labels)) or x.flatten(1)
     method.critic_loss(b)
-    (_, fake_labels), (real, real_labels) = seen
+    ((_, real), (fake_labels, real_labels)) = (both.chunk(2) for both in seen[0])
     assert torch.equal(fake_labels, others)
     assert all(torch.equal(labels, others) for _, _, labels in calls)
     assert torch.equal(real, b.images) and torch.equal(real_labels, b.labels)
@@ -424,7 +424,7 @@ def test_discriminator_compares_generated_images_with_real_ones() -> None:
     seen: list[tuple[Tensor, Tensor]] = []
     method.critic.logits = lambda x, sigma, labels: seen.append((x, labels)) or x.flatten(1)
     loss, logs = method.critic_loss(b)
-    (fake, fake_labels), (real, real_labels) = seen
+    ((fake, real), (fake_labels, real_labels)) = (both.chunk(2) for both in seen[0])
     assert torch.equal(fake, b.memory["x"])
     assert torch.equal(fake_labels, b.memory["labels"])
     assert torch.equal(real, b.images)
@@ -435,7 +435,7 @@ def test_discriminator_compares_generated_images_with_real_ones() -> None:
 
 def test_critics_gan_loss_trains_the_encoder_and_not_the_decoder() -> None:
     method, b = network_method(), batch()
-    fake, real = (method.logits(x, b.labels, b) for x in (b.images * 0.1, b.images))
+    fake, real = method.logits(b, (b.images * 0.1, b.labels), (b.images, b.labels))
     gan_critic_loss(fake, real).backward()
     assert fake.shape == (6, 1)
     network = method.critic.fake_score.model

