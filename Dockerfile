@@ -1,5 +1,5 @@
 # A rented machine with GPUs: docker build -t fewstep . && docker run --gpus all --ipc=host \
-#   -e WANDB_API_KEY -e DATA_URL -e DATA_SHA256 -e TEACHER_SHA256 \
+#   -e WANDB_API_KEY -e DATA_URL -e DATA_SHA256 -e TEACHER_SHA256 -e REFERENCE_SHA256 \
 #   -v "$PWD/artifacts:/fewstep/artifacts" -v "$PWD/scratch:/fewstep/scratch" -v "$PWD/data:/fewstep/data" \
 #   fewstep imagenet64
 # The mounts outlive the machine and must be writable for user 1000; the same line again goes on.

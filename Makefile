@@ -28,10 +28,13 @@ endif
 
 repro: setup ## run the experiment of params.yaml and print its results table
 	@fewstep check
+	@fewstep download-all
 	dvc repro
 	@cat results/table.md
 
 snakemake: setup ## the same by Snakemake, on the GPUs that are there
+	@fewstep check
+	@fewstep download-all
 	snakemake --cores all --profile gpu
 	@cat results/table.md
 

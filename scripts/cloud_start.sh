@@ -5,7 +5,8 @@
 # Environment:
 #   WANDB_API_KEY   required: without it nobody sees what the machine is doing
 #   DATA_URL, DATA_SHA256   where data.source is fetched from, for presets without data.url
-#   TEACHER_SHA256  for presets that say `sha256: unknown` of their teacher
+#   TEACHER_SHA256, REFERENCE_SHA256   for presets that say `sha256: unknown` of their teacher or of
+#                   metric.reference; `fewstep download-all --params config/PRESET.yaml` tells them
 #   HF_TOKEN        sent to huggingface.co, and to no other host, for a DATA_URL behind a login
 #   DISK_GB         free GB that are needed, 200 unless given
 set -euo pipefail
@@ -28,12 +29,17 @@ free=$(($(df --output=avail -k . | tail -n 1) / 1000000))
 ((free >= need)) || stop "need $need GB of free disk, got $free (DISK_GB)"
 
 # The same preset gives the same params.yaml each time, so that its trainings go on.
-teacher=${TEACHER_SHA256:-}
-[[ -z $teacher || $teacher =~ ^[0-9a-f]{64}$ ]] ||
-    stop "need 64 lowercase hex digits, got '$teacher' (TEACHER_SHA256)"
-sed -E "s/^(  sha256:) unknown( .*)?$/\1 ${teacher:-unknown}/" "config/$preset.yaml" >params.yaml
-! grep -qE '^  sha256: unknown$' params.yaml ||
-    stop "need TEACHER_SHA256: $preset does not know it (config/README.md: teacher)"
+cp "config/$preset.yaml" params.yaml
+write_sha256() { # variable, block of params.yaml: its first line, and how the line behind it begins
+    local value=${!1:-}
+    [[ -z $value || $value =~ ^[0-9a-f]{64}$ ]] ||
+        stop "need 64 lowercase hex digits, got '$value' ($1)"
+    sed -i -E "/^$2:/,/^$3/s/^( *sha256:) unknown( .*)?$/\1 ${value:-unknown}/" params.yaml
+    ! sed -n -E "/^$2:/,/^$3/p" params.yaml | grep -qE '^ *sha256: unknown$' ||
+        stop "need $1: $preset does not know it (config/README.md: an unknown sha256)"
+}
+write_sha256 TEACHER_SHA256 'teacher' '[a-z]'
+write_sha256 REFERENCE_SHA256 '  reference' '(  )?[a-z]'
 
 fewstep() {
     PYTHONPATH=src python -m fewstep "$@"
@@ -61,9 +67,8 @@ read -r source url < <(python -c '
 import yaml
 data = yaml.safe_load(open("params.yaml"))["data"]
 print(data["source"], data.get("url", "-"))')
-if [[ ! -e $source && ! -e artifacts/data.lmdb ]]; then
-    if [[ $url == - ]]; then fetch_data "$source"; else fewstep download-data; fi
-fi
+if [[ ! -e $source && $url == - ]]; then fetch_data "$source"; fi
+fewstep download-all
 fewstep plan
 
 # A process group of its own: when the machine is stopped, trainings are told, and save their state.

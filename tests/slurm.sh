@@ -105,6 +105,7 @@ snakemake --profile workflow/profiles/slurm --slurm-status-command squeue --slur
     --set-threads download_teacher=1 ref_stats=1 train=1 generate=1 fid=1 \
     --set-resources train:nodes=2 train:tasks=2 train:mpi=srun train:mem_mb=8000 train:runtime=50 \
     download_teacher:mem_mb=8000 download_teacher:runtime=50 \
+    ref_stats:mem_mb=8000 fid:mem_mb=8000 \
     build_lmdb:runtime=50 generate:runtime=50 fid:runtime=50 ref_stats:runtime=50 \
     >"$work/snakemake.log" 2>&1 &
 snakemake=$!

@@ -152,5 +152,9 @@ def test_without_an_address_the_source_is_the_users(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    download_data.run(tiny_params(Path()))
-    assert "is yours to bring" in capsys.readouterr().out
+    params = tiny_params(Path(), data__source="mine.npz")
+    with pytest.raises(ValueError, match=r"at mine\.npz, which is yours to bring .*data\.source"):
+        download_data.run(params)
+    Path("mine.npz").touch()
+    download_data.run(params)
+    assert "mine.npz is there" in capsys.readouterr().out

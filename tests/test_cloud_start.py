@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -73,7 +74,8 @@ def clone(tmp_path: Path) -> Path:
     shutil.copy(ROOT / "dvc.yaml", folder)
     raw = yaml.safe_load((ROOT / "config" / "tiny.yaml").read_text())
     raw["data"]["source"] = "data/images.npz"
-    raw["metric"]["reference_images"], raw["generate"]["images"] = 256, 64
+    raw["generate"]["images"] = 64
+    raw["metric"] = {"features": "efficientnet-lite0", "reference_images": 256}
     (folder / "config" / "toy.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     return folder
 
@@ -85,7 +87,7 @@ def start(clone: Path, *arguments: str, **extra: str) -> subprocess.CompletedPro
         env=environment(**extra),
         capture_output=True,
         text=True,
-        timeout=1800,
+        timeout=600,
     )
 
 
@@ -158,16 +160,27 @@ def test_what_is_missing_is_told_before_anything_is_fetched(
     assert not (clone / "artifacts").exists()
 
 
-@pytest.mark.slow
-def test_the_teachers_checksum_is_put_into_the_params(clone: Path) -> None:
+def test_checksums_that_nobody_publishes_are_put_into_the_params(
+    clone: Path, server: Server
+) -> None:
+    """Of the teacher and of the reference; all files come from the server here."""
+    preset = clone / "config" / "imagenet64.yaml"
+    raw = yaml.safe_load(preset.read_text())
+    text = re.sub(r"url: https://\S+", f"url: {server.url}", preset.read_text())
+    preset.write_text(text.replace(raw["metric"]["weights"]["sha256"], server.sha256))
+    known = {"TEACHER_SHA256": server.sha256, "REFERENCE_SHA256": server.sha256}
+    for name, stage in (("TEACHER_SHA256", "teacher"), ("REFERENCE_SHA256", "reference")):
+        done = start(clone, "imagenet64", "true", **{**known, name: ""})
+        assert done.returncode == 1 and f"need {name}: imagenet64" in done.stderr, stage
     (clone / "data").mkdir()
     (clone / "data" / "imagenet-64x64.zip").touch()
-    done = start(clone, "imagenet64", "true", TEACHER_SHA256="a" * 64)
+    done = start(clone, "imagenet64", "true", **known)
     assert done.returncode == 0, done.stderr
     params = yaml.safe_load((clone / "params.yaml").read_text())
-    expected = yaml.safe_load((ROOT / "config" / "imagenet64.yaml").read_text())
-    expected["teacher"]["sha256"] = "a" * 64
-    assert params == expected
+    for block in (raw["teacher"], raw["metric"]["weights"], raw["metric"]["reference"]):
+        block.update(url=server.url, sha256=server.sha256)
+    assert params == raw
+    assert len(server.asked) == 1, "three blocks of one file"
 
 
 def test_a_stop_reaches_all_that_runs(clone: Path, server: Server) -> None:
@@ -187,9 +200,15 @@ def test_a_stop_reaches_all_that_runs(clone: Path, server: Server) -> None:
     assert run.wait(10) == 143 and time.monotonic() - started < 10
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # seven stages, each a new process that imports torch
 def test_the_default_runs_the_pipeline(clone: Path, server: Server) -> None:
-    shutil.copytree(ROOT / "assets", clone / "assets")
+    toy = clone / "config" / "toy.yaml"
+    raw = yaml.safe_load(toy.read_text())
+    raw["students"] = {"cd": raw["students"]["cd"] | {"kimg": 0.064}}
+    raw["rows"] = {"cd-4": raw["rows"]["cd-4"]}
+    del raw["students"]["cd"]["validation"], raw["students"]["cd"]["phema"]
+    raw["teacher"]["train"]["kimg"], raw["generate"]["seed_ranges"] = 0.064, 1
+    toy.write_text(yaml.safe_dump(raw, sort_keys=False))
     subprocess.run(["git", "init", "-q"], cwd=clone, check=True)
     done = start(clone, "toy", **given(server), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout + done.stderr

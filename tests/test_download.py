@@ -224,6 +224,52 @@ def test_bad_arguments_name_the_key(tmp_path: Path) -> None:
             quick(url, sha256, tmp_path)
 
 
+# --- an unknown sha256 -------------------------------------------------------------------------
+
+
+def unknown(url: str, cache: Path) -> str:
+    with pytest.raises(ValueError) as error:
+        fetch(url, "unknown", cache, key="metric.reference", attempts=3, wait=0.001)
+    return str(error.value)
+
+
+def test_an_unknown_sha256_is_told_and_the_file_fetched_once(
+    server: Server, tmp_path: Path
+) -> None:
+    message = unknown(server.url, tmp_path)
+    assert f"need the sha256 of {server.url}, got unknown" in message
+    assert f"is {SHA256}: " in message and "metric.reference.sha256" in message
+    assert unknown(server.url, tmp_path) == message
+    assert quick(server.url, SHA256, tmp_path).read_bytes() == CONTENT  # as if written down
+    assert len(server.requests) == 1
+
+
+def test_an_unknown_file_that_rotted_is_fetched_again(server: Server, tmp_path: Path) -> None:
+    message = unknown(server.url, tmp_path)
+    (tmp_path / SHA256).write_bytes(b"rot")
+    assert unknown(server.url, tmp_path) == message and len(server.requests) == 2
+
+
+def test_what_an_earlier_run_left_of_an_unknown_file_is_not_glued_on(
+    server: Server, tmp_path: Path
+) -> None:
+    server.faults = ["cut", 500, 500, 500]
+    with pytest.raises(ConnectionError):
+        fetch(server.url, "unknown", tmp_path, attempts=3, wait=0.001)
+    assert [path.stat().st_size for path in tmp_path.glob("*.part")] == [500_000]
+    server.content = CONTENT[::-1]
+    digest = hashlib.sha256(server.content).hexdigest()
+    assert f"is {digest}: " in unknown(server.url, tmp_path)
+    assert "Range" not in server.requests[-1]
+
+
+def test_an_unknown_local_file_is_measured_where_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(CONTENT)
+    assert f"is {SHA256}: " in unknown(str(path), tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
 def test_messages_name_the_key_that_the_file_stands_at(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"params\.yaml: metric\.weights\.url"):
         fetch("absent.pth", SHA256, tmp_path, key="metric.weights")

@@ -12,7 +12,7 @@ import pytest
 
 from fewstep.report.charts import distance_by_guidance, distance_by_nfe
 from fewstep.report.page import Content, Picture, lines_that_fit, write_page
-from fewstep.report.published import as_text, beside, comparable, published
+from fewstep.report.published import as_text, beside, published
 
 FLOOR = {"value": 2.5, "classes": {"0": 1.0, "1": 2.0}}
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -141,20 +141,25 @@ def test_many_classes_show_the_extremes(tmp_path: Path) -> None:
 # --- published values ---------------------------------------------------------------------------
 
 
-def test_published_values_stand_beside_their_like_and_only_for_imagenet() -> None:
-    assert comparable("FID", 64, 1000)
-    assert not comparable("FD-EffLite0", 64, 1000) and not comparable("FID", 16, 10)
+IMAGENET = published("FID", 64, 1000)
+
+
+def test_published_values_stand_beside_their_like_and_only_for_the_same_data() -> None:
+    assert published("FD-EffLite0", 64, 1000) == published("FID", 16, 10) == []
     teacher = row("t", 511, 1.4, student="teacher", sampler="churn")
-    assert as_text(beside(teacher)) == "1.36 (EDM: stochastic sampler, lowest of 3 seeds)"
-    assert {p.fid for p in beside(row("cd", 8, 2.0))} == {2.3, 1.4}
-    assert beside(row("cd", 3, 2.0)) == []
-    assert all(p.source for p in published())
+    assert as_text(beside(teacher, IMAGENET)) == "1.36 (EDM: stochastic sampler, lowest of 3 seeds)"
+    assert {p.fid for p in beside(row("cd", 8, 2.0), IMAGENET)} == {2.3, 1.4}
+    assert beside(row("cd", 3, 2.0), IMAGENET) == []
+    cifar = published("FID", 32, 10)
+    heun = row("t", 35, 1.9, student="teacher", sampler="heun")
+    assert [p.fid for p in beside(heun, cifar)] == [1.79] and beside(heun, IMAGENET) == []
+    assert all(p.source for p in [*IMAGENET, *cifar])
 
 
 def test_published_values_have_a_table_and_a_column_of_their_own(tmp_path: Path) -> None:
     rows = [row("cd-8", 8, 2.1)]
-    rows[0]["beside"] = beside(rows[0])
-    write_page(content(rows, published=published()), tmp_path / "report.html")
+    rows[0]["beside"] = beside(rows[0], IMAGENET)
+    write_page(content(rows, published=IMAGENET), tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     assert "2.3 (EpiGenomics CD: 157.7 million images)" in text and "Published by others" in text
 

@@ -16,8 +16,9 @@ from fewstep.data.lmdb import ImageDataset
 from fewstep.distributed import Rank
 from fewstep.flops import forward_flops
 from fewstep.models import build_denoiser
-from fewstep.params import Params, load_params
+from fewstep.params import Download, MemorisationSettings, Params, load_params
 from fewstep.plan import GB, GPUS, Hardware
+from fewstep.stages.plan import describe, duration
 from fewstep.train import DATA, Run
 
 CPU = torch.device("cpu")
@@ -173,10 +174,45 @@ def test_warnings_name_world_disk_and_segments(seed: Params) -> None:
     poor = replace(H100, gpus=7, disk=100 * GB)
     texts = "\n".join(plan.warnings(seed, students, poor))
     assert "need a number of GPUs that divides batch / batch_gpu = 32, got 7" in texts
-    assert "got 100 free" in texts
+    assert "got 100 GB free" in texts
     assert "segment 1 of 8 (1 has most noise) will see 7,4" in texts
     rich = [w for w in plan.warnings(seed, students, H100) if "segment" not in w]
-    assert rich == []
+    assert [w.split(":")[0] for w in rich] == ["teacher", "metric.reference"]
+    assert all("is unknown; `fewstep download-all`" in w for w in rich)
+
+
+def test_rows_cost_all_their_seed_ranges(seed: Params) -> None:
+    row, images = seed.rows["teacher-heun-79"], 3 * 50_000
+    assert len(seed.generate.ranges) == 3 and plan.images_drawn(seed) == images
+    assert plan.row_flops(row, seed, 10**9) == 79 * images * 1e9
+    once = replace(seed, generate=replace(seed.generate, seed_ranges=None))
+    assert plan.row_flops(row, once, 10**9) == 79 * images * 1e9 / 3
+    samples = [plan.disk_parts(params, [])["samples"] for params in (seed, once)]
+    assert samples == [len(seed.rows) * images * 3 * 64 * 64, samples[0] / 3]
+
+
+def test_hours_in_all_are_those_of_trainings_and_rows(seed: Params) -> None:
+    lines = describe(seed, [], H100, "h100", 1_281_167)
+    calls = 511 + 511 + 79 + 8 + 8
+    hours = calls * 150_000 * 219.3e9 / H100.rate("fp16") / 3600
+    assert f"{8 * hours:,.1f} GPU hours: training 0 s, rows {hours:.1f} h" in "\n".join(lines)
+    assert any(line.endswith("images of the data: 1,281,167") for line in lines)
+
+
+def test_images_that_are_needed_are_those_of_references_floor_and_neighbours(toy: Params) -> None:
+    small = replace(toy.metric, reference_images=2)
+    assert plan.images_needed(replace(toy, metric=small)) == 2 + toy.generate.images
+    published = replace(small, reference=Download("ref.npz", "0" * 64))
+    assert plan.images_needed(replace(toy, metric=published)) == 4
+    looked = replace(published, memorisation=MemorisationSettings(1, 0.1, 500))
+    assert plan.images_needed(replace(toy, metric=looked)) == 500
+
+
+@pytest.mark.parametrize(
+    ("hours", "text"), [(23.4, "23 h"), (1.54, "1.5 h"), (0.45, "27 min"), (0.0059, "21 s")]
+)
+def test_durations_are_in_units_that_one_can_read(hours: float, text: str) -> None:
+    assert duration(hours) == text
 
 
 def test_the_command_prints_a_plan(
@@ -193,3 +229,7 @@ def test_the_command_prints_a_plan(
         main(["plan", "--gpu", "tpu"])
     with pytest.raises(SystemExit, match=r"got h100, 0, 1 and 0\.2"):
         main(["plan", "--gpus", "0"])
+    with pytest.raises(
+        SystemExit, match=r"need --images of at least \d+, got 9 .*reference_images"
+    ):
+        main(["plan", "--images", "9"])

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
+from fewstep.download import downloads
+from fewstep.metrics import inception
 from fewstep.models import build_denoiser
 from fewstep.noise import karras_sigmas
 from fewstep.optimizer import learning_rate_factor
-from fewstep.params import Params, Student, load_params
+from fewstep.params import Download, Params, Student, load_params
+from fewstep.plan import images_needed
 from fewstep.sample import nfe
-from fewstep.stages import download_teacher
+from fewstep.stages.ref_stats import floor_images
 
 CONFIG = Path(__file__).parents[1] / "config"
 
@@ -63,16 +66,47 @@ def test_networks_have_the_published_number_of_parameters(name: str, millions: f
     assert round(count / 1e6, 1) == millions
 
 
-@pytest.mark.parametrize(
-    "name", ["imagenet64", "imagenet64-cd-seed", "imagenet64-dmd2-seed", "cifar10"]
-)
-def test_a_teacher_without_a_checksum_is_refused_with_what_to_do(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"got unknown.*sha256sum FILE.*teacher\.sha256"):
-        download_teacher.run(preset(name))
-    assert not list(tmp_path.iterdir())
+# --- the metric and the rows that calibrate it ---------------------------------------------------
+
+LARGE = ["imagenet64", "imagenet64-cd-seed", "imagenet64-dmd2-seed", "cifar10"]
+CALIBRATION = {  # sampler and network calls of the teacher's rows
+    "imagenet64": {("churn", 511), ("heun", 511), ("heun", 79), ("euler", 8)},
+    "cifar10": {("heun", 35), ("euler", 8)},
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_the_teacher_is_measured_as_published(name: str) -> None:
+    params = preset(name)
+    rows = [row for row in params.rows.values() if row.model == "teacher"]
+    assert all(row.guidance_scale == 1 for row in rows)
+    found = {(row.sampler, nfe(row.sampler, row.steps)) for row in rows}
+    assert found == CALIBRATION[name.partition("-")[0]]
+    assert (params.generate.images, len(params.generate.ranges)) == (50_000, 3)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_the_metric_is_the_fid_of_the_papers_beside_all_others(name: str) -> None:
+    m = preset(name).metric
+    assert m.features == "inception-2015" and m.weights == Download(inception.URL, inception.SHA256)
+    file = "cifar10-32x32.npz" if name == "cifar10" else "imagenet-64x64.npz"
+    assert m.reference is not None
+    assert m.reference.url == f"https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/{file}"
+    assert all((m.kid, m.manifold, m.memorisation, m.inception_score, m.bootstrap))
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_the_data_have_the_images_that_the_preset_needs(name: str) -> None:
+    have = 50_000 if name == "cifar10" else 1_281_167
+    assert images_needed(preset(name)) <= have
+    assert floor_images(preset(name), have) >= 10_000
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_all_downloads_are_known_or_say_that_they_are_not(name: str) -> None:
+    """Of NVIDIA's files nobody tells the sha256."""
+    for key, file in downloads(preset(name)):
+        assert (file.sha256 == "unknown") == ("nvidia.com" in file.url), key
 
 
 # --- consistency distillation as released --------------------------------------------------------

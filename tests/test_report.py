@@ -172,6 +172,26 @@ def test_the_caption_says_what_the_std_is_of_and_what_is_doubtful() -> None:
     assert "over the disjoint seed ranges" in caption and caption.endswith("Note: too few images.")
 
 
+def test_a_published_reference_is_named_where_its_scores_stand(tmp_path: Path) -> None:
+    file = {"url": "https://x.org/refs/imagenet-64x64.npz", "sha256": "1a2b3c4d" * 8}
+    caption = table_caption("FID", 50_000, (0, 1), {**FLOOR, "other_images": None}, None, (), file)
+    assert "FID (lower is better) against the published statistics imagenet-64x64.npz" in caption
+    assert "(sha256 1a2b3c4d1a2b), all other metrics against 50,000 images of our own" in caption
+    assert "2,000 images of our own data against these statistics" in caption
+    names = []
+    for reference in (file, {**file, "sha256": "2" * 64}, None):
+        write_metrics([row("a", 8, 1.0, reference_file=reference)], FLOOR, tmp_path / "m.json")
+        names += json.loads((tmp_path / "m.json").read_text())
+    assert names == ["FD-EffLite0-ref-1a2b3c4d", "FD-EffLite0-ref-22222222", "FD-EffLite0"]
+
+
+def test_the_csv_says_what_rows_were_measured_with(tmp_path: Path) -> None:
+    write_table([row("a", 8, 1.0, detector_sha256="d", reference_sha256="r")], tmp_path, "")
+    with (tmp_path / "table.csv").open(newline="") as file:
+        (found,) = csv.DictReader(file)
+    assert (found["detector_sha256"], found["reference_sha256"]) == ("d", "r")
+
+
 def test_terminal_lines_of_rows_align() -> None:
     lines = [format_row(row("cd-8", 1, 9.0)), format_row(row("dmd2-10-guided", 10, 635.25))]
     assert len({line.index("FD-EffLite0") for line in lines}) == 1

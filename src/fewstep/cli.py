@@ -10,6 +10,7 @@ STAGES = {
     "download-teacher": "fetch and verify the teacher's weights, or train them (teacher.train)",
     "download-model": "fetch and verify another network (imports)",
     "download-data": "fetch and verify data.source (data.url)",
+    "download-all": "fetch and verify every file of params.yaml; says sha256 that are unknown",
     "build-lmdb": "turn data.source into artifacts/data.lmdb",
     "ref-stats": "feature statistics of real images, and the real-against-real floor",
     "preflight": "check a student's training before it runs, under torchrun",
@@ -66,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
             text = "share of the data sheet's FLOP/s that is reached; 0.2"
             command.add_argument("--utilisation", type=float, default=0.2, help=text)
             command.add_argument("--disk", type=float, help="free GB; by default what is free here")
+            text = "images of the data; by default the fewest that will do"
+            command.add_argument("--images", type=int, help=text)
         if stage in ("import", "phema", "sample"):
             command.add_argument(
                 "--out", type=Path, help="folder; by default a new one in artifacts"

@@ -1,10 +1,12 @@
 """Fetch a file and prove that it is the right one: resume, retry, sha256."""
 
+import hashlib
 import http.client
 import os
 import re
 import ssl
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -13,7 +15,8 @@ from urllib.request import Request, url2pathname, urlopen
 
 from filelock import FileLock
 
-from fewstep.files import disk_full, is_disk_full, sha256_file
+from fewstep.files import atomic_path, disk_full, is_disk_full, sha256_file
+from fewstep.params import Download, Params
 from fewstep.progress import progress
 
 CACHE = Path("scratch/downloads")
@@ -37,7 +40,8 @@ def fetch(
     Args:
         url: https, http or file URL, or a path; a relative one starts at the current folder,
             which for every stage is the repository.
-        sha256: 64 hex digits.
+        sha256: 64 hex digits; or "unknown", which fetches and keeps the file, and raises with its
+            digest: whoever writes that down goes on from the kept file.
         cache: folder for downloads: `<sha256>` when whole, `<sha256>.part` while under way. An
             interrupted download goes on where it stopped, in this run or the next.
         key: block of params.yaml that url and sha256 stand in, for messages.
@@ -49,18 +53,13 @@ def fetch(
         The verified file: in `cache`, or the local file itself.
 
     Raises:
-        ValueError: another sha256, no such file, HTTP refusal, or an unknown kind of URL.
+        ValueError: another sha256 or an unknown one, no such file, HTTP refusal, or an unknown
+            kind of URL.
         ConnectionError: the network failed `attempts` times.
         OSError: the disk is full.
     """
     sha256 = sha256.lower()
-    if sha256 == "unknown":
-        raise ValueError(
-            f"need the sha256 of {url}, got unknown: whoever publishes the file does not tell it. "
-            "Fetch it by hand, compare `sha256sum FILE` with what someone else got, and write the "
-            "64 digits (params.yaml: teacher.sha256)"
-        )
-    if not re.fullmatch("[0-9a-f]{64}", sha256):
+    if sha256 != "unknown" and not re.fullmatch("[0-9a-f]{64}", sha256):
         raise ValueError(f"need 64 hex digits, got {sha256!r} (params.yaml: {key}.sha256)")
     parts = urlsplit(url)
     if parts.scheme in ("", "file"):
@@ -71,6 +70,9 @@ def fetch(
             f"need an https, http or file URL or a path, got {url} (params.yaml: {key}.url)"
         )
     cache.mkdir(parents=True, exist_ok=True)
+    if sha256 == "unknown":
+        whole = _measured(_Download(url, _part_of(url, cache), timeout, key), attempts, wait)
+        raise _unknown(url, whole, whole.name, key)
     whole = cache / sha256
     with FileLock(cache / f"{sha256}.lock"):
         if not (whole.is_file() and sha256_file(whole) == sha256):
@@ -86,6 +88,17 @@ def fetch(
                 raise _mismatch(sha256, got, url, key)
             os.replace(download.part, whole)
     return whole
+
+
+def downloads(params: Params) -> Iterator[tuple[str, Download]]:
+    """Each block of url and sha256 beside the data's, after the key that it stands at."""
+    if params.teacher.url is not None:
+        yield "teacher", Download(params.teacher.url, str(params.teacher.sha256))
+    yield from ((f"imports.{name}", file) for name, file in params.imports.items())
+    if params.metric.weights is not None:
+        yield "metric.weights", params.metric.weights
+    if params.metric.reference is not None:
+        yield "metric.reference", params.metric.reference
 
 
 @dataclass
@@ -174,12 +187,45 @@ class _Download:
             raise ConnectionError(f"connection closed after {self.size()} of {total} bytes")
 
 
+def _part_of(url: str, cache: Path) -> Path:
+    return cache / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.part"
+
+
+def _measured(download: _Download, attempts: int, wait: float) -> Path:
+    """The file at a URL whose sha256 nobody told, in the cache under the one that it has.
+
+    Beside it a note says which URL it came from, so that nothing is fetched twice. What an
+    interrupted run left is not gone on with: no checksum would tell a file glued from two.
+    """
+    cache, note = download.part.parent, download.part.with_suffix(".sha256")
+    with FileLock(download.part.with_suffix(".lock")):
+        if note.is_file():
+            whole = cache / note.read_text().split()[0]
+            if whole.is_file() and sha256_file(whole) == whole.name:
+                return whole
+        download.part.unlink(missing_ok=True)
+        download.run(attempts, wait)
+        whole = cache / sha256_file(download.part)
+        os.replace(download.part, whole)
+        with atomic_path(note) as path:
+            path.write_text(f"{whole.name}  {download.url}\n")
+    return whole
+
+
 def _local(path: Path, url: str, sha256: str, key: str) -> Path:
     if not path.is_file():
         raise ValueError(f"need a file at {url}, got nothing there (params.yaml: {key}.url)")
-    if (got := sha256_file(path)) != sha256:
-        raise _mismatch(sha256, got, url, key)
-    return path
+    if (got := sha256_file(path)) == sha256:
+        return path
+    raise _unknown(url, path, got, key) if sha256 == "unknown" else _mismatch(sha256, got, url, key)
+
+
+def _unknown(url: str, path: Path, got: str, key: str) -> ValueError:
+    return ValueError(
+        f"need the sha256 of {url}, got unknown; the file is kept in {path}, its sha256 is "
+        f"{got}: compare it with what someone else got, then write it in the place of unknown "
+        f"(params.yaml: {key}.sha256)"
+    )
 
 
 def _mismatch(expected: str, got: str, url: str, key: str) -> ValueError:

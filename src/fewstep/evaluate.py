@@ -18,7 +18,8 @@ from fewstep.metrics.features import (
     load_features,
     rank_images,
 )
-from fewstep.metrics.frechet import frechet_distance, gaussian_stats
+from fewstep.metrics.frechet import GaussianStats, frechet_distance, gaussian_stats
+from fewstep.metrics.reference import published_stats
 from fewstep.params import Params, Row, Validation
 from fewstep.sample import SeededNoise, sample, to_uint8
 
@@ -91,6 +92,18 @@ def feature_network(params: Params, device: torch.device) -> FeatureExtractor:
     return load_features(m.features, device, file, m.weights.sha256)
 
 
+def published_reference(params: Params, extractor: FeatureExtractor) -> GaussianStats | None:
+    """The statistics of params.metric.reference, fetched where they are not here yet; or None.
+
+    Raises:
+        ValueError: another sha256, or statistics that do not fit the network.
+    """
+    if (r := params.metric.reference) is None:
+        return None
+    file = fetch(r.url, r.sha256, CACHE, key="metric.reference")
+    return published_stats(file, extractor.dim)
+
+
 def batches(seeds: range, batch: int) -> list[range]:
     """Seeds that are sampled together: the same ones whatever ranks share them."""
     return [seeds[start : start + batch] for start in range(0, len(seeds), batch)]
@@ -100,7 +113,8 @@ class Validator:
     """Scores a denoiser by the Fréchet distance of some of its images, on all ranks together.
 
     Ranks share whole batches of images and whole chunks of features, and all have the same ones
-    of both in the end: the score is the same, bit for bit, on any number of them.
+    of both in the end: the score is the same, bit for bit, on any number of them. The reference is
+    that of params.metric.reference, as in a row's score, or else the settings' images.
 
     Raises:
         ValueError: the data have fewer images than the reference asks for.
@@ -109,16 +123,21 @@ class Validator:
     def __init__(
         self, params: Params, settings: Validation, dataset: ImageDataset, rank: Rank
     ) -> None:
+        self.params, self.settings, self.rank = params, settings, rank
+        self.extractor = feature_network(params, rank.device)
+        published = published_reference(params, self.extractor)
+        self.reference = published or gaussian_stats(self._real(dataset))
+
+    def _real(self, dataset: ImageDataset) -> NDArray[np.float32]:
+        """Features of the reference images."""
+        settings = self.settings
         if settings.reference_images > len(dataset):
             raise ValueError(
                 f"need at most {len(dataset)} reference images, which {dataset.path} has, got "
                 f"{settings.reference_images} (params.yaml: validation.reference_images)"
             )
-        self.params, self.settings, self.rank = params, settings, rank
-        self.extractor = feature_network(params, rank.device)
         places = real_images(dataset, settings.reference_images)
-        features = self._features(len(places), lambda mine: dataset.read(places[mine])[0])
-        self.reference = gaussian_stats(features)
+        return self._features(len(places), lambda mine: dataset.read(places[mine])[0])
 
     def student(self, denoiser: Denoiser, name: str) -> tuple[float, NDArray[np.uint8]]:
         """Distance of the student's images, and the images; equal on all ranks."""

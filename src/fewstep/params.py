@@ -202,7 +202,7 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Download:
-    """Someone else's network of the same architecture, to start from or to measure."""
+    """A file of someone else: where it is, and its sha256 or `unknown`."""
 
     url: str
     sha256: str
@@ -291,11 +291,16 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class Metric:
-    """Each optional block is a further metric; `weights` belong to networks no package brings."""
+    """Each optional block is a further metric; `weights` belong to networks no package brings.
+
+    `reference` is a file of published statistics for the Fréchet distance; without it they come
+    from `reference_images` images of the data, as what other metrics compare with always does.
+    """
 
     features: Literal["efficientnet-lite0", "inception-2015", "dinov2", "clip"]
     reference_images: int
     weights: Download | None = None
+    reference: Download | None = None
     kid: KidSettings | None = None
     manifold: ManifoldSettings | None = None
     memorisation: MemorisationSettings | None = None

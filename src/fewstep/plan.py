@@ -14,16 +14,25 @@ from fewstep.consistency import Consistency
 from fewstep.denoiser import ConditionalDenoise, Denoiser
 from fewstep.denoising import Denoising
 from fewstep.dmd2 import Critic, Discriminator, Dmd2
+from fewstep.download import downloads
 from fewstep.flops import forward_flops
 from fewstep.methods import Method
 from fewstep.models import build_denoiser
-from fewstep.params import ConsistencySettings, DenoisingSettings, Dmd2Settings, Params, Student
+from fewstep.params import (
+    ConsistencySettings,
+    DenoisingSettings,
+    Dmd2Settings,
+    Params,
+    Row,
+    Student,
+)
 from fewstep.sample import nfe
 
 GB = 1e9
 CONTEXT = 2 * GB  # CUDA's own, and cuDNN's workspaces
 PAGE = 4096  # bytes of LMDB; an image begins a new one
 SEGMENT_SHARE = 1e-3  # of the training's images: a segment that sees fewer is hardly trained
+SMALL = 5e9  # FLOPs of a forward pass below which no GPU is kept busy
 MOMENTS = 100  # of the training, at which the teacher's grid is looked at
 
 
@@ -231,10 +240,26 @@ def images_by_segment(block: Student, params: Params) -> list[float]:
     return (seen / MOMENTS * block.kimg * 1000).tolist()
 
 
+def row_flops(row: Row, params: Params, forward: int) -> float:
+    """To draw a row's images, those of all seed ranges; `forward` FLOPs a network call."""
+    calls = nfe(row.sampler, row.steps, row.guidance_scale)
+    return calls * images_drawn(params) * forward
+
+
+def images_drawn(params: Params) -> int:
+    """Of a row, over all seed ranges."""
+    return sum(map(len, params.generate.ranges))
+
+
 def images_needed(params: Params) -> int:
     """The fewest images that the data must have for all references and rows."""
-    counts = [params.metric.reference_images + params.generate.images]
-    counts += [s.validation.reference_images for s in params.students.values() if s.validation]
+    m = params.metric
+    floor = 2 if m.reference else params.generate.images  # stages/ref_stats.py: floor_images
+    counts = [m.reference_images + floor]
+    if m.memorisation is not None:
+        counts.append(m.memorisation.images or 0)
+    if m.reference is None:  # else a validation's reference is that file
+        counts += [s.validation.reference_images for s in params.students.values() if s.validation]
     return max(counts)
 
 
@@ -243,17 +268,29 @@ def image_bytes(params: Params) -> int:
     return prod((d.channels, d.resolution, d.resolution))
 
 
-def disk_parts(params: Params, students: list[StudentPlan]) -> dict[str, float]:
-    """Bytes of the experiment by part, at the moment when it has most."""
-    images, size = images_needed(params), image_bytes(params)
+def disk_parts(
+    params: Params, students: list[StudentPlan], images: int | None = None
+) -> dict[str, float]:
+    """Bytes of the experiment by part, at the moment when it has most.
+
+    DVC keeps a copy of what stages make; Snakemake, and DVC on a disk that can reflink, do not.
+
+    Args:
+        images: of the data; None: the fewest that will do.
+    """
+    images, size = images or images_needed(params), image_bytes(params)
     names = {row.model for row in params.rows.values()} | {"teacher"}
-    model = 4 * count(meta_network(params))
+    model, given = 4 * count(meta_network(params)), len(names - set(params.students))
+    lmdb = images * ceil(size / PAGE + 1e-9) * PAGE
+    outputs = sum(s.disk_after for s in students)
+    samples = len(params.rows) * images_drawn(params) * size
     return {
-        "data": images * (ceil(size / PAGE + 1e-9) * PAGE + size),  # while the LMDB is built
-        "teacher and imports": len(names - set(params.students)) * 2 * model,  # as fetched, too
-        "models and snapshots": sum(s.disk_after for s in students),
+        "data": lmdb + images * size,  # while the LMDB is built
+        "teacher and imports": given * 2 * model,  # as fetched, too
+        "models and snapshots": outputs,
         "training states": max((s.disk_while for s in students), default=0.0),
-        "samples": len(params.rows) * params.generate.images * size,
+        "samples": samples,
+        "DVC's cache": lmdb + given * model + outputs + samples,
     }
 
 
@@ -262,17 +299,29 @@ def meta_network(params: Params) -> Denoiser:
         return build_denoiser(params)
 
 
-def warnings(params: Params, students: list[StudentPlan], hardware: Hardware) -> Iterator[str]:
-    """What will go wrong on that hardware, or is a waste of it; each with the key to edit."""
+def warnings(
+    params: Params, students: list[StudentPlan], hardware: Hardware, images: int | None = None
+) -> Iterator[str]:
+    """What will go wrong on that hardware, or is a waste of it; each with the key to edit.
+
+    Args:
+        images: as in `disk_parts`.
+    """
+    for key, file in downloads(params):
+        if file.sha256 == "unknown":
+            yield (
+                f"{key}: the sha256 of {file.url} is unknown; `fewstep download-all` fetches the "
+                f"file and tells it (params.yaml: {key}.sha256)"
+            )
     for student in students:
         yield from _memory_warnings(student, params, hardware)
         yield from _world_warnings(student, hardware)
         if isinstance(student.block.settings, ConsistencySettings):
             yield from _segment_warnings(student, params)
-    need = sum(disk_parts(params, students).values())
+    need = sum(disk_parts(params, students, images).values())
     if need > hardware.disk:
         yield (
-            f"disk: need {need / GB:.0f} GB, got {hardware.disk / GB:.0f} free (params.yaml: "
+            f"disk: need {need / GB:.0f} GB, got {hardware.disk / GB:.0f} GB free (params.yaml: "
             "students.<name>.phema.snapshot_kimg, keep_checkpoints)"
         )
 

@@ -60,15 +60,22 @@ def small_sample_distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> f
     """Fréchet distance of two feature sets, in time that grows with images and not with d cubed.
 
     With centred rows X and Y, the covariances are X^T X / (n - 1) and Y^T Y / (m - 1), and
-    tr((AB)^1/2) is the sum of the singular values of X Y^T / ((n - 1)(m - 1))^1/2.
+    tr((AB)^1/2) is the sum of the singular values of X Y^T / ((n - 1)(m - 1))^1/2. Of more rows
+    than d, the triangle R of X = QR stands for X: Q turns no singular value into another.
 
     Args:
-        a, b: shapes (n, d) and (m, d), n and m at least 2; best when one is smaller than d.
+        a, b: shapes (n, d) and (m, d), n and m at least 2.
     """
     x, y = (f - f.mean(axis=0, dtype=np.float64) for f in (a, b))
     offset = np.square(a.mean(axis=0, dtype=np.float64) - b.mean(axis=0, dtype=np.float64)).sum()
     traces = np.square(x).sum() / (len(x) - 1) + np.square(y).sum() / (len(y) - 1)
     with one_thread():
-        overlap = torch.linalg.svdvals(torch.from_numpy(x) @ torch.from_numpy(y).T).sum()
+        overlap = torch.linalg.svdvals(_short(x) @ _short(y).T).sum()
     overlap = float(overlap) / ((len(x) - 1) * (len(y) - 1)) ** 0.5
     return max(float(offset + traces - 2 * overlap), 0.0)
+
+
+def _short(x: NDArray[np.float64]) -> torch.Tensor:
+    """X, or R of X = QR where X has more rows than columns."""
+    rows = torch.from_numpy(x)
+    return torch.linalg.qr(rows, mode="r").R if len(x) > x.shape[1] else rows

@@ -19,7 +19,8 @@ ROWS = 16384  # of features in float64 at once: 256 MiB of 2048 features
 
 @dataclass(frozen=True)
 class GaussianStats:
-    """Mean (d,), covariance (d, d), both float64, and the number of images behind them."""
+    """Mean (d,), covariance (d, d), both float64, and the number of images behind them;
+    0 where a published file does not tell it."""
 
     mean: NDArray[np.float64]
     cov: NDArray[np.float64]

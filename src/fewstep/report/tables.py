@@ -30,6 +30,7 @@ COLUMNS: tuple[str, ...] = (
     "kimg",
     "train_seconds",
 )
+MEASURED_WITH = ("published", "published_source", "detector_sha256", "reference_sha256")
 NUMBERS = frozenset(COLUMNS) - {"row", "student", "method", "sampler", "metric"}
 
 
@@ -37,7 +38,8 @@ def write_table(rows: Sequence[Row], out_dir: str | os.PathLike[str], caption: s
     """Write table.csv (full precision), table.md below `caption`, and table.tex.
 
     In the latter two the lowest value among rows of one number of steps is bold. The other metrics
-    are columns of table.csv, and a second table of table.md.
+    are columns of table.csv, and a second table of table.md. What rows were measured with stands
+    in table.csv, where tables of several experiments may meet.
 
     Raises:
         ValueError: no rows, a row without one of `COLUMNS`, or rows that were measured with
@@ -45,7 +47,7 @@ def write_table(rows: Sequence[Row], out_dir: str | os.PathLike[str], caption: s
     """
     _check_rows(rows)
     out_dir, extra = Path(out_dir), other_metrics(rows)
-    known = [name for name in ("published", "published_source") if name in rows[0]]
+    known = [name for name in MEASURED_WITH if name in rows[0]]
     columns = [*COLUMNS[:-2], *extra, *known, *COLUMNS[-2:]]
     with atomic_path(out_dir / "table.csv") as path, open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
@@ -133,26 +135,42 @@ def table_caption(
     floor: Mapping[str, Any],
     spread: str | None = None,
     notes: Sequence[str] = (),
+    reference_file: Mapping[str, str] | None = None,
 ) -> str:
     """The line that says how to read the table.
 
     Args:
         metric: label of the distance, FD-EffLite0 say.
-        reference_images: real images behind the reference.
+        reference_images: real images behind the reference; of a published one, those that all
+            metrics but the first are against.
         seeds: first and last seed, inclusive.
-        floor: `value` of real images against `other_images` disjoint real images, `images` each.
+        floor: `value` of `images` real images against `other_images` disjoint ones, or against
+            the published reference.
         spread: what `std` is of, as `fewstep.scores.spread` names it; None says nothing.
         notes: what makes values doubtful, a covariance that is not of full rank say.
+        reference_file: `url` and `sha256` of a published reference.
     """
+    if reference_file is None:
+        against = f"{reference_images:,} real images"
+        real = f"{floor['images']:,} images against {floor['other_images']:,} others, is"
+    else:
+        name = reference_file["url"].rpartition("/")[2]
+        against = (
+            f"the published statistics {name} (sha256 {reference_file['sha256'][:12]}), all other "
+            f"metrics against {reference_images:,} images of our own data"
+        )
+        real = (
+            f"{floor['images']:,} images of our own data against these statistics, which may be "
+            "of the same images, is"
+        )
     spreads = {
         "ranges": " std: standard deviation over the disjoint seed ranges, of one range's value.",
         "resamples": " std: standard deviation over resamples of a row's images (bootstrap).",
     }
     return (
-        f"{metric} (lower is better) against {reference_images:,} real images; one image for each "
-        f"seed from {seeds[0]:,} to {seeds[1]:,}, the same in every row. Real against real, "
-        f"{floor['images']:,} images against {floor['other_images']:,} others, is the floor: "
-        f"{floor['value']:.2f}. Bold: best at its number of steps."
+        f"{metric} (lower is better) against {against}; one image for each seed from "
+        f"{seeds[0]:,} to {seeds[1]:,}, the same in every row. Real against real, {real} the "
+        f"floor: {floor['value']:.2f}. Bold: best at its number of steps."
         + spreads.get(spread or "", "")
         + "".join(f" Note: {note}." for note in notes)
     )
@@ -189,7 +207,9 @@ def write_metrics(
 ) -> None:
     """Write one nested JSON, {metric: {row: value, ..., floor: value}}, for `dvc exp show`.
 
-    One column a row: how a row is sampled stands in params.yaml. Full precision.
+    One column a row: how a row is sampled stands in params.yaml. Full precision. Against a
+    published reference the metric carries its sha256, `FID-ref-1a2b3c4d`: scores of experiments
+    with different references never share a column.
 
     Raises:
         ValueError: no rows, a row without one of `COLUMNS`, a row called "floor", NaN.
@@ -199,9 +219,14 @@ def write_metrics(
         raise ValueError("need a row name other than 'floor', got 'floor' (params.yaml: rows)")
     metrics: dict[str, dict[str, float]] = {}
     for row in rows:
-        metrics.setdefault(row["metric"], {})[row["row"]] = row["value"]
-    metrics[rows[0]["metric"]]["floor"] = floor["value"]
+        metrics.setdefault(_column(row), {})[row["row"]] = row["value"]
+    metrics[_column(rows[0])]["floor"] = floor["value"]
     write_json(path, metrics)
+
+
+def _column(row: Row) -> str:
+    file = row.get("reference_file")
+    return row["metric"] + (f"-ref-{file['sha256'][:8]}" if file else "")
 
 
 def format_row(row: Row) -> str:

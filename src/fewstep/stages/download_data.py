@@ -3,19 +3,26 @@
 import shutil
 from pathlib import Path
 
-from fewstep.download import fetch
+from fewstep.download import CACHE, fetch
 from fewstep.files import atomic_path, sha256_file
 from fewstep.params import Data, Params
-from fewstep.stages.download_model import CACHE
 
 
 def run(params: Params) -> None:
+    """Have data.source there before a pipeline starts, which wants its inputs on the disk.
+
+    Raises:
+        ValueError: it is not there, and nothing says where from; or another sha256.
+        ConnectionError: the network failed.
+    """
     d = params.data
-    if d.url is None:
-        print(f"download-data: nothing to fetch, {d.source} is yours to bring (no data.url)")
-        return
     provide(d)
-    print(f"download-data: {d.source}, sha256 {str(d.sha256)[:12]}")
+    if not Path(d.source).exists():
+        raise ValueError(
+            f"need a file or folder at {d.source}, which is yours to bring (no data.url), got "
+            "nothing there (params.yaml: data.source; config/README.md: data)"
+        )
+    print(f"download-data: {d.source}{f', sha256 {d.sha256[:12]}' if d.sha256 else ' is there'}")
 
 
 def provide(data: Data) -> None:
@@ -30,7 +37,7 @@ def provide(data: Data) -> None:
         return
     if not source.exists():
         with atomic_path(source) as path:
-            shutil.copyfile(fetch(data.url, data.sha256, CACHE), path)
+            shutil.copyfile(fetch(data.url, data.sha256, CACHE, key="data"), path)
     elif (got := sha256_file(source)) != data.sha256:
         raise ValueError(
             f"need sha256 {data.sha256}, got {got} of {source}; remove it to fetch it again "

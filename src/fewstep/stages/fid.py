@@ -1,5 +1,6 @@
 """`fewstep fid ROW`: all metrics of a row's images -> artifacts/scores/ROW.json."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from fewstep.evaluate import feature_network
 from fewstep.files import read_json, sha256_file, write_json
 from fewstep.launch import spread_over_gpus
 from fewstep.metrics.features import FeatureExtractor
-from fewstep.params import Params, digest
+from fewstep.params import Params, digest, plain
 from fewstep.provenance import remember
 from fewstep.report import format_row
 from fewstep.scores import (
@@ -33,7 +34,8 @@ def run(params: Params, name: str) -> None:
     """Score a row against artifacts/ref-stats.npz.
 
     Raises:
-        ValueError: the reference was made with another feature network.
+        ValueError: the reference was made with another feature network, or is another one than
+            params.metric.reference.
     """
     row_of(params, name)
     spread_over_gpus(params.device)
@@ -41,6 +43,12 @@ def run(params: Params, name: str) -> None:
     extractor, about = feature_network(params, rank.device), read_json(ABOUT)
     if about["detector_sha256"] != extractor.sha256:
         raise ValueError(f"need a reference of {extractor.label}, got {about['metric']} in {ABOUT}")
+    if about.get("reference_file") != plain(params.metric.reference):
+        raise ValueError(
+            f"need the reference {plain(params.metric.reference) or 'of our own data'}, got "
+            f"{about.get('reference_file') or 'that of our own data'} in {ABOUT}; make it again "
+            "with `fewstep ref-stats` (params.yaml: metric.reference)"
+        )
     with np.load(SAMPLES / f"{name}.npz") as samples:
         images, labels, seeds = (samples[key] for key in ("images", "labels", "seeds"))
     outputs = shared_outputs(
@@ -62,8 +70,9 @@ def run(params: Params, name: str) -> None:
 def score_ranges(
     params: Params, extractor: FeatureExtractor, outputs: Outputs, labels: np.ndarray, rank: Rank
 ) -> list[Scores]:
-    """The scores of each seed range by itself."""
-    reference, size = load_reference(STATS), params.generate.images
+    """The scores of each seed range by itself; several tell their spread without resamples."""
+    reference, size, m = load_reference(STATS), params.generate.images, params.metric
+    settings = replace(m, bootstrap=None) if len(params.generate.ranges) > 1 else m
     ranges = (slice(start, start + size) for start in range(0, len(labels), size))
     return [
         score(
@@ -71,7 +80,7 @@ def score_ranges(
             labels[part],
             reference,
             extractor.label,
-            params.metric,
+            settings,
             rank.device,
         )
         for part in ranges
@@ -98,6 +107,7 @@ def summary(
         "detector": about["detector"],
         "detector_sha256": extractor.sha256,
         "data_sha256": about["data_sha256"],
+        "reference_file": about["reference_file"],
         "reference_sha256": sha256_file(STATS),
         "reference_images": about["reference_images"],
         "looked_through": about["looked_through"],

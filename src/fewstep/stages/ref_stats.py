@@ -1,4 +1,8 @@
-"""`fewstep ref-stats`: what rows are scored against, and the real-against-real floor."""
+"""`fewstep ref-stats`: what rows are scored against, and the real-against-real floor.
+
+The Fréchet distance is against a published file where params.metric.reference names one; all other
+metrics are against features of our own data in any case.
+"""
 
 from dataclasses import replace
 
@@ -6,11 +10,11 @@ import numpy as np
 
 from fewstep.data.lmdb import ImageDataset
 from fewstep.distributed import Rank, start, stop
-from fewstep.evaluate import feature_network, real_images
+from fewstep.evaluate import feature_network, published_reference, real_images
 from fewstep.files import write_json
 from fewstep.launch import spread_over_gpus
 from fewstep.metrics.features import FeatureExtractor
-from fewstep.metrics.frechet import gaussian_stats
+from fewstep.metrics.frechet import GaussianStats, gaussian_stats
 from fewstep.metrics.memorisation import real_spacing
 from fewstep.params import Metric, Params, plain
 from fewstep.scores import (
@@ -30,32 +34,43 @@ ABOUT = STATS.with_suffix(".json")
 
 
 def run(params: Params) -> None:
-    """Features of the reference images; the floor is the score of as many others as a range has
-    images, from the rest of the data.
+    """Features of the reference images; the floor is the score of others, from the rest of the
+    data, as many as a range has images.
 
     Raises:
-        ValueError: the data are too few for both.
+        ValueError: the data are too few for both, or a published reference is not what it should.
     """
     spread_over_gpus(params.device)
-    dataset, m, rest = (
-        ImageDataset(DATA, params.data.classes),
-        params.metric,
-        params.generate.images,
-    )
-    if m.reference_images + rest > len(dataset):
-        raise ValueError(
-            f"need {m.reference_images} + {rest} disjoint images, got {len(dataset)} in {DATA} "
-            "(params.yaml: metric.reference_images, generate.images)"
-        )
+    dataset, m = ImageDataset(DATA, params.data.classes), params.metric
+    rest = floor_images(params, len(dataset))
     count = max(m.reference_images + rest, _looked_through(m, len(dataset)))
     places, rank = real_images(dataset, count), start(params.device)
     extractor = feature_network(params, rank.device)
+    published = published_reference(params, extractor)  # refused before the work, not behind it
     outputs = shared_outputs(
         extractor, lambda part: dataset.read(places[part])[0], count, rank, "ref-stats"
     )
     if outputs is not None:
-        write(outputs, dataset, places, extractor, params, rank)
+        write(outputs, dataset, places, extractor, params, rank, published)
     stop(rank)
+
+
+def floor_images(params: Params, images: int) -> int:
+    """Real images for the floor, disjoint from those of the reference: as many as a range has.
+
+    Beside a published reference, which may be of all the data, fewer will do: what there are.
+
+    Raises:
+        ValueError: the data have fewer.
+    """
+    m, wanted = params.metric, params.generate.images
+    rest = min(wanted, images - m.reference_images) if m.reference else wanted
+    if rest < 2 or m.reference_images + rest > images:
+        raise ValueError(
+            f"need {m.reference_images} + {max(rest, 2)} disjoint images, got {images} in {DATA} "
+            "(params.yaml: metric.reference_images, generate.images)"
+        )
+    return rest
 
 
 def _looked_through(metric: Metric, images: int) -> int:
@@ -80,10 +95,12 @@ def write(
     extractor: FeatureExtractor,
     params: Params,
     rank: Rank,
+    published: GaussianStats | None = None,
 ) -> None:
-    """Write the reference, and score `rest` real images against it."""
-    m, wanted, rest = params.metric, params.metric.reference_images, params.generate.images
-    reference = reference_of(outputs, dataset.labels()[places], places, params, rank)
+    """Write the reference, and score real images beside those it is made of against it."""
+    m, wanted = params.metric, params.metric.reference_images
+    rest = floor_images(params, len(dataset))
+    reference = reference_of(outputs, dataset.labels()[places], places, params, rank, published)
     other = slice(wanted, wanted + rest)
     real = {name: rows[other] for name, rows in outputs.items()}
     scores, notes = noted(
@@ -102,29 +119,40 @@ def write(
         "detector": {"features": m.features, "sha256": extractor.sha256},
         "detector_sha256": extractor.sha256,
         "data_sha256": dataset.content_sha256(),
+        "reference_file": plain(m.reference),
         "reference_images": wanted,
         "looked_through": len(reference.features) if m.memorisation else None,
         "settings": plain(m),
         "floor": {
             "value": scores.values[extractor.label],
             "images": rest,
-            "other_images": wanted,
+            "other_images": wanted if published is None else None,
             "metrics": spread([scores]),
             "classes": {str(c): value for c, value in scores.classes.items()},
         },
         "notes": notes,
     }
     write_json(ABOUT, about)
+    others = f"{wanted} others" if m.reference is None else m.reference.url
     print(
-        f"ref-stats: {extractor.label} of {rest} real images against {wanted} others: "
+        f"ref-stats: {extractor.label} of {rest} real images against {others}: "
         f"{scores.values[extractor.label]:.2f}"
     )
 
 
 def reference_of(
-    outputs: Outputs, labels: np.ndarray, places: np.ndarray, params: Params, rank: Rank
+    outputs: Outputs,
+    labels: np.ndarray,
+    places: np.ndarray,
+    params: Params,
+    rank: Rank,
+    published: GaussianStats | None = None,
 ) -> Reference:
-    """The reference within features of real images, those of the reference first."""
+    """The reference within features of real images, those of the reference first.
+
+    Args:
+        published: what the Fréchet distance is against instead of these images.
+    """
     m, wanted = params.metric, params.metric.reference_images
     kept = min(wanted, KEPT)
     known = _looked_through(m, len(places)) or kept
@@ -133,7 +161,7 @@ def reference_of(
     if m.memorisation is not None:
         spacing = real_spacing(features[:known], params.generate.images, rank.device)
     return Reference(
-        stats=gaussian_stats(features[:wanted]),
+        stats=published or gaussian_stats(features[:wanted]),
         spatial=None if spatial is None else gaussian_stats(spatial[:wanted]),
         features=features[:known],
         labels=labels[:known].astype(np.int64),

@@ -1,6 +1,7 @@
 """`fewstep results-table`: all rows -> results/: tables, metrics, pictures, and the page."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fewstep.params import Params, digest
 from fewstep.provenance import recall, this_run
 from fewstep.report.figures import loss_curves, read_log, sample_grid
 from fewstep.report.page import Content, Picture, lines_that_fit, write_page
-from fewstep.report.published import as_text, beside, comparable, published
+from fewstep.report.published import Published, as_text, beside, published
 from fewstep.report.tables import (
     format_row,
     row_caption,
@@ -35,12 +36,20 @@ COLUMNS = 10  # of a sample grid, at most
 def run(params: Params) -> None:
     about = read_json(ABOUT)
     floor, g, d = about["floor"], params.generate, params.data
-    others = published() if comparable(about["metric"], d.resolution, d.classes) else []
-    rows = [load_row(name, bool(others)) for name in params.rows]
+    others = published(about["metric"], d.resolution, d.classes)
+    rows = [load_row(name, others) for name in params.rows]
     notes = list(dict.fromkeys(note for row in rows for note in row.get("notes", [])))
     spread = rows[0]["metrics"][rows[0]["metric"]]["std_of"]
     seeds = (g.first_seed, g.ranges[-1].stop - 1)
-    caption = table_caption(about["metric"], about["reference_images"], seeds, floor, spread, notes)
+    caption = table_caption(
+        about["metric"],
+        about["reference_images"],
+        seeds,
+        floor,
+        spread,
+        notes,
+        about["reference_file"],
+    )
     write_table(rows, RESULTS, caption)
     write_metrics(rows, floor, RESULTS / "metrics.json")
     pictures = samples_of(params, rows)
@@ -72,12 +81,12 @@ def run(params: Params) -> None:
     print(f"results: {RESULTS}/report.html, table.md, samples.png")
 
 
-def load_row(name: str, with_published: bool = False) -> dict[str, Any]:
-    """A scored row with the columns of the table."""
+def load_row(name: str, others: Sequence[Published] = ()) -> dict[str, Any]:
+    """A scored row with the columns of the table, and what `others` published of its like."""
     score = read_json(SCORES / f"{name}.json")
     row = {**score, "student": score["model"], "train_seconds": train_seconds(score["model"])}
-    if with_published:
-        row["beside"] = beside(row)
+    if others:
+        row["beside"] = beside(row, others)
         row["published"] = as_text(row["beside"])
         row["published_source"] = "; ".join(p.source for p in row["beside"])
     return row
@@ -203,7 +212,7 @@ def facts(
         "rounding": row["rounding"],
         "precision": params.precision,
         "detector": f"{about['detector']['features']}, sha256 {about['detector_sha256']}",
-        "reference": f"{about['reference_images']:,} images, sha256 {row['reference_sha256']}",
+        "reference": f"{reference_text(about)}, sha256 {row['reference_sha256']}",
         "data": f"{params.data.source}, sha256 of the images {about['data_sha256']}",
         "params": f"sha256 {runs['params_sha256']}",
         "commit": f"{now['commit'] or 'no git'}{' (+: with edits)' if now['commit'] else ''}",
@@ -211,6 +220,14 @@ def facts(
         "versions": ", ".join(f"{name} {v}" for name, v in now["versions"].items()),
         "made": now["time"],
     }
+
+
+def reference_text(about: dict[str, Any]) -> str:
+    """What the first metric is against, and the others."""
+    own = f"{about['reference_images']:,} images"
+    if (file := about["reference_file"]) is None:
+        return own
+    return f"{file['url']} of sha256 {file['sha256']}; other metrics {own} of our own data; both"
 
 
 def record(row: dict[str, Any], runs: dict[str, Any]) -> dict[str, Any]:
