@@ -43,7 +43,9 @@ def row(name: str, steps: int, value: float, **changes: object) -> dict[str, Any
         "metric": "FD-EffLite0",
         "value": value,
         "std": 0.25,
+        "metrics": {"FD-EffLite0": {"value": value, "std": 0.25, "std_of": "resamples"}},
         "images": 2000,
+        "first_seed": 0,
         "seed_ranges": 1,
         "kimg": 48.0,
         "train_seconds": 288.4,
@@ -96,8 +98,9 @@ def test_best_of_a_number_of_steps_is_bold_and_a_lone_row_is_not() -> None:
 
 
 def test_caption_names_metric_reference_seeds_and_floor() -> None:
-    caption = table_caption("FD-EffLite0", 10000, (0, 1999), FLOOR)
-    for part in ("FD-EffLite0", "10,000 real images", "0 to 1,999", "8,000 others", "2.41"):
+    caption = table_caption(ROWS, 10000, FLOOR)
+    said = "seed from 0 to 1,999, the same in every row."
+    for part in ("FD-EffLite0", "10,000 real images", said, "8,000 others", "2.41"):
         assert part in caption
     assert "FID" not in caption
 
@@ -168,8 +171,14 @@ def test_three_digits_are_shown_whatever_the_size() -> None:
 
 
 def test_the_caption_says_what_the_std_is_of_and_what_is_doubtful() -> None:
-    caption = table_caption("FID", 9, (0, 1), FLOOR, "ranges", ["too few images"])
+    metrics = {"FD-EffLite0": {"value": 1.0, "std": 0.1, "std_of": "ranges"}}
+    three = row("three", 8, 1.0, seed_ranges=3, metrics=metrics)
+    caption = table_caption([three], 9, FLOOR, ["too few images"])
     assert "over the disjoint seed ranges" in caption and caption.endswith("Note: too few images.")
+    assert "bootstrap" not in caption and "resamples" in table_caption(ROWS, 9, FLOOR)
+    both = table_caption([ROWS[0], three], 9, FLOOR)
+    assert "0 to 5,999, the same in every row (teacher-heun-35: to 1,999)" in both
+    assert "one range's value; where there is one range, over resamples" in both
 
 
 def test_terminal_lines_of_rows_align() -> None:

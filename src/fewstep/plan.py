@@ -17,7 +17,14 @@ from fewstep.dmd2 import Critic, Discriminator, Dmd2
 from fewstep.flops import forward_flops
 from fewstep.methods import Method
 from fewstep.models import build_denoiser
-from fewstep.params import ConsistencySettings, DenoisingSettings, Dmd2Settings, Params, Student
+from fewstep.params import (
+    ConsistencySettings,
+    DenoisingSettings,
+    Dmd2Settings,
+    Params,
+    Row,
+    Student,
+)
 from fewstep.sample import nfe
 
 GB = 1e9
@@ -238,6 +245,11 @@ def images_needed(params: Params) -> int:
     return max(counts)
 
 
+def row_images(row: Row, params: Params) -> int:
+    """Images of all seed ranges of a row."""
+    return sum(map(len, params.generate.ranges(row)))
+
+
 def image_bytes(params: Params) -> int:
     d = params.data
     return prod((d.channels, d.resolution, d.resolution))
@@ -253,7 +265,7 @@ def disk_parts(params: Params, students: list[StudentPlan]) -> dict[str, float]:
         "teacher and imports": len(names - set(params.students)) * 2 * model,  # as fetched, too
         "models and snapshots": sum(s.disk_after for s in students),
         "training states": max((s.disk_while for s in students), default=0.0),
-        "samples": len(params.rows) * params.generate.images * size,
+        "samples": sum(row_images(row, params) for row in params.rows.values()) * size,
     }
 
 

@@ -127,35 +127,43 @@ def _latex_text(text: str) -> str:
 
 
 def table_caption(
-    metric: str,
-    reference_images: int,
-    seeds: tuple[int, int],
-    floor: Mapping[str, Any],
-    spread: str | None = None,
-    notes: Sequence[str] = (),
+    rows: Sequence[Row], reference_images: int, floor: Mapping[str, Any], notes: Sequence[str] = ()
 ) -> str:
-    """The line that says how to read the table.
+    """The lines that say how to read the table.
 
     Args:
-        metric: label of the distance, FD-EffLite0 say.
         reference_images: real images behind the reference.
-        seeds: first and last seed, inclusive.
         floor: `value` of real images against `other_images` disjoint real images, `images` each.
-        spread: what `std` is of, as `fewstep.scores.spread` names it; None says nothing.
         notes: what makes values doubtful, a covariance that is not of full rank say.
     """
-    spreads = {
-        "ranges": " std: standard deviation over the disjoint seed ranges, of one range's value.",
-        "resamples": " std: standard deviation over resamples of a row's images (bootstrap).",
-    }
     return (
-        f"{metric} (lower is better) against {reference_images:,} real images; one image for each "
-        f"seed from {seeds[0]:,} to {seeds[1]:,}, the same in every row. Real against real, "
-        f"{floor['images']:,} images against {floor['other_images']:,} others, is the floor: "
-        f"{floor['value']:.2f}. Bold: best at its number of steps."
-        + spreads.get(spread or "", "")
-        + "".join(f" Note: {note}." for note in notes)
+        f"{rows[0]['metric']} (lower is better) against {reference_images:,} real images; one "
+        f"image for each seed {_seeds(rows)}. Real against real, {floor['images']:,} images "
+        f"against {floor['other_images']:,} others, is the floor: {floor['value']:.2f}. Bold: best "
+        "at its number of steps." + _spreads(rows) + "".join(f" Note: {note}." for note in notes)
     )
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    """`from 0 to 5,999, the same in every row (teacher-heun-35: to 1,999)`."""
+    last = {r["row"]: r["first_seed"] + r["images"] * r["seed_ranges"] - 1 for r in rows}
+    most = max(last.values())
+    fewer = [f"{name}: to {seed:,}" for name, seed in last.items() if seed < most]
+    less = f" ({'; '.join(fewer)})" if fewer else ""
+    return f"from {rows[0]['first_seed']:,} to {most:,}, the same in every row{less}"
+
+
+def _spreads(rows: Sequence[Row]) -> str:
+    """What `std` is of: the seed ranges, the bootstrap, or either."""
+    kinds = {row["metrics"][row["metric"]]["std_of"] for row in rows}
+    of = {
+        "ranges": "over the disjoint seed ranges, of one range's value",
+        "resamples": "over resamples of a row's images (bootstrap)",
+    }
+    known = [text for kind, text in of.items() if kind in kinds]
+    if not known:
+        return ""
+    return f" std: standard deviation {'; where there is one range, '.join(known)}."
 
 
 def markdown_table(rows: Sequence[Row]) -> str:

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from fewstep.distributed import Rank, start, stop
+from fewstep.distributed import Rank
 from fewstep.evaluate import feature_network
 from fewstep.files import read_json, sha256_file, write_json
-from fewstep.launch import spread_over_gpus
+from fewstep.launch import ranks, several_gpus
 from fewstep.metrics.features import FeatureExtractor
 from fewstep.params import Params, digest
 from fewstep.provenance import remember
@@ -36,27 +36,28 @@ def run(params: Params, name: str) -> None:
         ValueError: the reference was made with another feature network.
     """
     row_of(params, name)
-    spread_over_gpus(params.device)
-    rank = start(params.device)
-    extractor, about = feature_network(params, rank.device), read_json(ABOUT)
-    if about["detector_sha256"] != extractor.sha256:
-        raise ValueError(f"need a reference of {extractor.label}, got {about['metric']} in {ABOUT}")
     with np.load(SAMPLES / f"{name}.npz") as samples:
         images, labels, seeds = (samples[key] for key in ("images", "labels", "seeds"))
-    outputs = shared_outputs(
-        extractor, lambda part: images[part.start : part.stop], len(images), rank, f"fid {name}"
-    )
-    if outputs is not None:
+    with ranks(params.device, several_gpus(params.device)) as rank:
+        extractor, about = feature_network(params, rank.device), read_json(ABOUT)
+        if about["detector_sha256"] != extractor.sha256:
+            raise ValueError(
+                f"need a reference of {extractor.label}, got {about['metric']} in {ABOUT}"
+            )
+        outputs = shared_outputs(
+            extractor, lambda part: images[part.start : part.stop], len(images), rank, f"fid {name}"
+        )
+        if outputs is None:
+            return
         ranges, notes = noted(lambda: score_ranges(params, extractor, outputs, labels, rank))
-        result = {
-            **read_json(SAMPLES / f"{name}.json"),
-            **summary(params, extractor, ranges, seeds, about),
-            "notes": notes,
-        }
-        write_json(SCORES / f"{name}.json", result)
-        remember(name, SCORES / f"{name}.json")
-        print(format_row(result))
-    stop(rank)
+    result = {
+        **read_json(SAMPLES / f"{name}.json"),
+        **summary(params, extractor, ranges, seeds, about),
+        "notes": notes,
+    }
+    write_json(SCORES / f"{name}.json", result)
+    remember(name, SCORES / f"{name}.json")
+    print(format_row(result))
 
 
 def score_ranges(

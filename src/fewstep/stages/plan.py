@@ -54,8 +54,9 @@ def describe(
         ]
     for name, row in params.rows.items():
         calls = nfe(row.sampler, row.steps, row.guidance_scale)
-        hours += (spent := calls * params.generate.images * forward / rate / 3600)
-        lines.append(f"row {name}: {calls} NFE, {params.generate.images:,} images, {spent:.2f} h")
+        images = plan.row_images(row, params)
+        hours += (spent := calls * images * forward / rate / 3600)
+        lines.append(f"row {name}: {calls} NFE, {images:,} images, {spent:.2f} h")
     disk = plan.disk_parts(params, students)
     parts = ", ".join(f"{part} {b / GB:.1f}" for part, b in disk.items())
     lines += [

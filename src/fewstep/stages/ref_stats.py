@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 
 from fewstep.data.lmdb import ImageDataset
-from fewstep.distributed import Rank, start, stop
+from fewstep.distributed import Rank
 from fewstep.evaluate import feature_network, real_images
 from fewstep.files import write_json
-from fewstep.launch import spread_over_gpus
+from fewstep.launch import ranks, several_gpus
 from fewstep.metrics.features import FeatureExtractor
 from fewstep.metrics.frechet import gaussian_stats
 from fewstep.metrics.memorisation import real_spacing
@@ -36,26 +36,22 @@ def run(params: Params) -> None:
     Raises:
         ValueError: the data are too few for both.
     """
-    spread_over_gpus(params.device)
-    dataset, m, rest = (
-        ImageDataset(DATA, params.data.classes),
-        params.metric,
-        params.generate.images,
-    )
+    dataset = ImageDataset(DATA, params.data.classes)
+    m, rest = params.metric, params.generate.images
     if m.reference_images + rest > len(dataset):
         raise ValueError(
             f"need {m.reference_images} + {rest} disjoint images, got {len(dataset)} in {DATA} "
             "(params.yaml: metric.reference_images, generate.images)"
         )
     count = max(m.reference_images + rest, _looked_through(m, len(dataset)))
-    places, rank = real_images(dataset, count), start(params.device)
-    extractor = feature_network(params, rank.device)
-    outputs = shared_outputs(
-        extractor, lambda part: dataset.read(places[part])[0], count, rank, "ref-stats"
-    )
-    if outputs is not None:
-        write(outputs, dataset, places, extractor, params, rank)
-    stop(rank)
+    places = real_images(dataset, count)
+    with ranks(params.device, several_gpus(params.device)) as rank:
+        extractor = feature_network(params, rank.device)
+        outputs = shared_outputs(
+            extractor, lambda part: dataset.read(places[part])[0], count, rank, "ref-stats"
+        )
+        if outputs is not None:
+            write(outputs, dataset, places, extractor, params, rank)
 
 
 def _looked_through(metric: Metric, images: int) -> int:

@@ -34,13 +34,11 @@ COLUMNS = 10  # of a sample grid, at most
 
 def run(params: Params) -> None:
     about = read_json(ABOUT)
-    floor, g, d = about["floor"], params.generate, params.data
+    floor, d = about["floor"], params.data
     others = published() if comparable(about["metric"], d.resolution, d.classes) else []
     rows = [load_row(name, bool(others)) for name in params.rows]
     notes = list(dict.fromkeys(note for row in rows for note in row.get("notes", [])))
-    spread = rows[0]["metrics"][rows[0]["metric"]]["std_of"]
-    seeds = (g.first_seed, g.ranges[-1].stop - 1)
-    caption = table_caption(about["metric"], about["reference_images"], seeds, floor, spread, notes)
+    caption = table_caption(rows, about["reference_images"], floor, notes)
     write_table(rows, RESULTS, caption)
     write_metrics(rows, floor, RESULTS / "metrics.json")
     pictures = samples_of(params, rows)
@@ -196,7 +194,8 @@ def facts(
     g, now = params.generate, runs["results"]
     machine = now["hardware"]
     gpus = f", {', '.join(machine['gpus'])}" if machine["gpus"] else ""
-    ranges = ", ".join(f"{r.start:,} to {r.stop - 1:,}" for r in g.ranges)
+    most = max((g.ranges(row) for row in params.rows.values()), key=len)
+    ranges = ", ".join(f"{r.start:,} to {r.stop - 1:,}" for r in most)
     return {
         "seeds": f"{ranges}; image i is drawn from its seed alone",
         "classes": {"balanced": "seed modulo classes", "random": "drawn from the seed"}[g.labels],
