@@ -1,5 +1,6 @@
 """`fewstep fid ROW`: all metrics of a row's images -> artifacts/scores/ROW.json."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +65,17 @@ def score_ranges(
     params: Params, extractor: FeatureExtractor, outputs: Outputs, labels: np.ndarray, rank: Rank
 ) -> list[Scores]:
     """The scores of each seed range by itself."""
-    reference, size = load_reference(STATS), params.generate.images
-    ranges = (slice(start, start + size) for start in range(0, len(labels), size))
+    reference, size, settings = load_reference(STATS), params.generate.images, params.metric
+    ranges = [slice(start, start + size) for start in range(0, len(labels), size)]
+    if len(ranges) > 1:  # whose values have a spread of their own
+        settings = replace(settings, bootstrap=None)
     return [
         score(
             {name: rows[part] for name, rows in outputs.items()},
             labels[part],
             reference,
             extractor.label,
-            params.metric,
+            settings,
             rank.device,
         )
         for part in ranges

@@ -12,6 +12,7 @@ from fewstep.files import atomic_path, read_json, write_json
 from fewstep.models import MODELS
 from fewstep.params import Params, digest
 from fewstep.provenance import recall, this_run
+from fewstep.report.charts import Curve
 from fewstep.report.figures import loss_curves, read_log, sample_grid
 from fewstep.report.page import Content, Picture, lines_that_fit, write_page
 from fewstep.report.published import as_text, beside, comparable, published
@@ -45,8 +46,7 @@ def run(params: Params) -> None:
     draw_samples(params, pictures)
     logs = {name: MODELS / name / "log.jsonl" for name in params.students}
     loss_curves(logs, RESULTS / "losses.png")
-    for name, log in logs.items():
-        write_loss(log, RESULTS / "losses" / f"{name}.csv")
+    write_curves(logs)
     runs = provenance(params, rows)
     write_json(RESULTS / "provenance.json", runs)
     content = Content(
@@ -159,14 +159,22 @@ def neighbours_note(about: dict[str, Any], params: Params) -> str:
     )
 
 
-def write_loss(log: Path, path: Path) -> None:
-    """kimg and the student's loss, for `dvc plots`."""
-    curves = read_log(log)
-    kimg, losses = curves.get("loss") or curves["loss_dm"]
-    with atomic_path(path) as target, target.open("w") as file:
+def write_curves(logs: dict[str, Path]) -> None:
+    """Each student's loss, and its validation where it has one, over kimg: for `dvc plots`."""
+    (RESULTS / "validation").mkdir(parents=True, exist_ok=True)
+    for student, log in logs.items():
+        curves = read_log(log)
+        write_curve(curves.get("loss") or curves["loss_dm"], RESULTS / "losses", student, "loss")
+        for name, curve in curves.items():
+            if name.startswith("validation/") and not name.startswith("validation/teacher_"):
+                write_curve(curve, RESULTS / "validation", student, "distance")
+
+
+def write_curve(curve: Curve, folder: Path, student: str, column: str) -> None:
+    with atomic_path(folder / f"{student}.csv") as path, path.open("w") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["kimg", "loss"])
-        writer.writerows(zip(kimg.tolist(), losses.tolist(), strict=True))
+        writer.writerow(["kimg", column])
+        writer.writerows(zip(*(values.tolist() for values in curve), strict=True))
 
 
 # --- provenance ---------------------------------------------------------------------------------
