@@ -16,9 +16,11 @@ from PIL import Image
 from fewstep.report.figures import loss_curves, read_log, sample_grid, smoothed
 from fewstep.report.tables import (
     COLUMNS,
+    cell,
     format_row,
     latex_table,
     markdown_table,
+    measured,
     metrics_table,
     row_caption,
     significant,
@@ -144,7 +146,7 @@ def test_other_metrics_are_columns_of_the_csv_and_a_second_markdown_table(tmp_pa
     assert float(first["recall"]) == 0.5 and second["recall"] == ""
     assert list(first)[-1] == "train_seconds"
     table = metrics_table(rows)
-    assert "0.00412 ± 0.000100" in table and "FD-EffLite0" not in table
+    assert "0.00412 ± 0.00010" in table and "FD-EffLite0" not in table
     assert table in (tmp_path / "table.md").read_text()
 
 
@@ -168,6 +170,13 @@ def test_three_digits_are_shown_whatever_the_size() -> None:
     numbers = (0, 0.00412, 0.7315, 12.34, 1234.5, -0.5)
     shown = [significant(value) for value in numbers]
     assert shown == ["0", "0.00412", "0.732", "12.3", "1,234", "-0.500"]
+
+
+def test_a_value_has_as_many_decimals_as_two_digits_of_its_spread() -> None:
+    pairs = [(11.894, 0.7004), (2039.2, 33.6), (0.7785, 0.0123), (5.0, None), (0.0, 0.0)]
+    shown = ["11.89 ± 0.70", "2,039 ± 34", "0.778 ± 0.012", "5.00", "0 ± 0"]
+    assert [measured(value, std) for value, std in pairs] == shown
+    assert cell(row("a", 8, 1.0, std=0.602), "std", bold=False) == "0.60"
 
 
 def test_the_caption_says_what_the_std_is_of_and_what_is_doubtful() -> None:

@@ -5,6 +5,7 @@ A row is a mapping with the keys in `COLUMNS`; None stands for what a row does n
 """
 
 import csv
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,8 +83,17 @@ def _with_spread(row: Row, metric: str) -> str:
     found = row.get("metrics", {}).get(metric)
     if found is None:
         return "–"
-    spread = "" if found["std"] is None else f" ± {significant(found['std'])}"
-    return significant(found["value"]) + spread
+    return measured(found["value"], found["std"])
+
+
+def measured(value: float, std: float | None) -> str:
+    """`11.89 ± 0.70`: two digits of the spread, as many decimals of the value."""
+    if std is None:
+        return significant(value)
+    if std == 0:
+        return f"{significant(value)} ± 0"
+    decimals = min(max(1 - math.floor(math.log10(std)), 0), 6)
+    return f"{value:,.{decimals}f} ± {std:,.{decimals}f}"
 
 
 def significant(value: float) -> str:
@@ -270,7 +280,7 @@ def cell(row: Row, column: str, bold: bool) -> str:
     if column == "value":
         return f"**{value:.2f}**" if bold else f"{value:.2f}"
     if column == "std":
-        return significant(value)
+        return measured(0.0, value).partition(" ± ")[2]
     if column == "train_seconds":
         return f"{value:,.0f}"
     if column in NUMBERS:
