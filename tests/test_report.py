@@ -174,9 +174,10 @@ def test_three_digits_are_shown_whatever_the_size() -> None:
 
 def test_a_value_has_as_many_decimals_as_two_digits_of_its_spread() -> None:
     pairs = [(11.894, 0.7004), (2039.2, 33.6), (0.7785, 0.0123), (5.0, None), (0.0, 0.0)]
-    shown = ["11.89 ± 0.70", "2,039 ± 34", "0.778 ± 0.012", "5.00", "0 ± 0"]
+    shown = ["11.89 ± 0.70", "2,039 ± 34", "0.778 ± 0.012", "5.00", "0"]
     assert [measured(value, std) for value, std in pairs] == shown
-    assert cell(row("a", 8, 1.0, std=0.602), "std", bold=False) == "0.60"
+    stds = [cell(row("a", 8, 1.0, std=std), "std", bold=False) for std in (0.602, 0.0, None)]
+    assert stds == ["0.60", "0", "–"]
 
 
 def test_the_caption_says_what_the_std_is_of_and_what_is_doubtful() -> None:

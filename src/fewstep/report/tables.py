@@ -88,10 +88,8 @@ def _with_spread(row: Row, metric: str) -> str:
 
 def measured(value: float, std: float | None) -> str:
     """`11.89 ± 0.70`: two digits of the spread, as many decimals of the value."""
-    if std is None:
+    if not std:
         return significant(value)
-    if std == 0:
-        return f"{significant(value)} ± 0"
     decimals = min(max(1 - math.floor(math.log10(std)), 0), 6)
     return f"{value:,.{decimals}f} ± {std:,.{decimals}f}"
 
@@ -280,7 +278,7 @@ def cell(row: Row, column: str, bold: bool) -> str:
     if column == "value":
         return f"**{value:.2f}**" if bold else f"{value:.2f}"
     if column == "std":
-        return measured(0.0, value).partition(" ± ")[2]
+        return measured(value, value).partition(" ± ")[0]
     if column == "train_seconds":
         return f"{value:,.0f}"
     if column in NUMBERS:
