@@ -193,3 +193,10 @@ def test_the_command_prints_a_plan(
         main(["plan", "--gpu", "tpu"])
     with pytest.raises(SystemExit, match=r"got h100, 0, 1 and 0\.2"):
         main(["plan", "--gpus", "0"])
+
+
+def test_images_of_a_row_are_those_of_its_own_seed_ranges(toy: Params) -> None:
+    row = toy.rows["cd-4"]
+    three = replace(toy, generate=replace(toy.generate, seed_ranges=3))
+    assert plan.row_images(row, three) == 3 * toy.generate.images
+    assert plan.row_images(replace(row, seed_ranges=1), three) == toy.generate.images
