@@ -48,19 +48,29 @@ def test_a_true_difference_exceeds_the_noise_and_an_accident_does_not(
     toy: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
     head, distance, precision = said(toy, "near", "far", capsys)
-    assert "40 and 40 images, the same seeds, 20 resamples" in head
+    assert "40 images of each, of the same seeds, 20 resamples" in head
     assert distance.startswith("FD-EffLite0") and "exceeds the noise, near is lower" in distance
     assert precision.startswith("precision")
     assert "within the noise" in said(toy, "near", "twin", capsys)[1]
     assert "= +0, " in said(toy, "near", "near", capsys)[1]
 
 
-def test_rows_of_other_seeds_are_compared_without_pairs(
+def test_rows_of_other_seeds_are_compared_without_pairs_on_as_many_images(
     toy: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with np.load(SAMPLES / "far.npz") as arrays:
         save("far", arrays["images"][:30], np.arange(100, 130))
-    assert "40 and 30 images, other seeds" in said(toy, "near", "far", capsys)[0]
+    assert "30 images of each, of other seeds" in said(toy, "near", "far", capsys)[0]
+
+
+def test_a_row_of_fewer_seed_ranges_is_compared_on_the_seeds_it_has(
+    toy: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with np.load(SAMPLES / "near.npz") as arrays:
+        save("part", arrays["images"][29::-1], arrays["seeds"][29::-1])
+    head, distance, _ = said(toy, "near", "part", capsys)
+    assert "30 images of each, of the same seeds" in head
+    assert "= +0, " in distance, "the same images, matched by their seeds"
 
 
 def test_what_is_missing_is_named(toy: Params) -> None:

@@ -17,7 +17,7 @@ from fewstep.denoiser import Denoiser, one_hot
 from fewstep.flops import forward_flops, matmul_rate
 from fewstep.methods import Method, Objective, build_method
 from fewstep.models import build_denoiser
-from fewstep.params import Dmd2Settings, Params
+from fewstep.params import Dmd2Settings, Params, Performance
 from fewstep.unet import Conv2d, Linear, UNetBlock
 
 CPU = torch.device("cpu")
@@ -26,7 +26,8 @@ IMAGES = 2
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
-    return set_up(tmp_path, monkeypatch, images=8)
+    plain = Performance(attention="plain")  # PyTorch counts no fused attention on a CPU
+    return replace(set_up(tmp_path, monkeypatch, images=8), performance=plain)
 
 
 def counted(call: Any, *inputs: Any) -> int:  # noqa: ANN401
@@ -120,7 +121,8 @@ def by_hand(denoiser: Denoiser, params: Params) -> int:
             total += 2 * module.weight.numel()
         elif isinstance(module, UNetBlock) and module.heads:
             pixels = output.shape[2] * output.shape[3]
-            total += 4 * pixels**2 * output.shape[1]
+            weights = module.qkv.cast(torch.float32)[0].numel() * 4 // 3  # of proj, too
+            total += 4 * pixels**2 * output.shape[1] + 2 * pixels * weights
 
     handles = [m.register_forward_hook(hook) for m in denoiser.modules()]
     b = batch(params, 0)

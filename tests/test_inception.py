@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from extraction import features_of
 from fewstep.files import sha256_file
-from fewstep.metrics.features import CHUNK, extract, load_features, rank_images
+from fewstep.metrics.features import CHUNK, load_features, rank_images
 from fewstep.metrics.inception import (
     SHA256,
     URL,
@@ -123,9 +124,9 @@ def test_features_are_the_same_to_the_bit_for_every_batch_size_and_number_of_ran
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        whole = extract(extractor, images, batch=len(images))
+        whole = features_of(extractor, images, batch=len(images))
         torch.set_num_threads(2)
-        shards = [extract(extractor, images[r.start : r.stop], batch=7) for r in own]
+        shards = [features_of(extractor, images[r.start : r.stop], batch=7) for r in own]
     finally:
         torch.set_num_threads(before)
     assert (np.concatenate(shards) == whole).all()

@@ -11,12 +11,12 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.multiprocessing.spawn import spawn
 
+from extraction import features_of
 from fewstep.distributed import Rank
 from fewstep.metrics import efficientnet, frechet
 from fewstep.metrics.features import (
     CHUNK,
     FeatureExtractor,
-    extract,
     extract_outputs,
     gather_features,
     load_features,
@@ -26,8 +26,6 @@ from fewstep.metrics.frechet import (
     GaussianStats,
     frechet_distance,
     gaussian_stats,
-    load_stats,
-    save_stats,
 )
 
 PARITY = Path(__file__).parent / "data" / "parity" / "frechet.npz"
@@ -52,7 +50,7 @@ def gaussian(mean: list[float], cov: NDArray[np.float64], count: int = 1000) -> 
 
 
 def test_features_of_fixed_images_are_the_pinned_numbers(lite0: FeatureExtractor) -> None:
-    features = extract(lite0, pattern(4), batch=4)
+    features = features_of(lite0, pattern(4), batch=4)
     assert features.shape == (4, lite0.dim) and features.dtype == np.float32
     pinned = [
         [0.8045, -6.3883, -1.1021, 2.7088],
@@ -67,17 +65,17 @@ def test_distance_is_the_same_to_the_bit_for_every_batch_size_and_number_of_rank
     lite0: FeatureExtractor, threads: int
 ) -> None:
     images = pattern(2 * CHUNK + 37)
-    whole = extract(lite0, images, batch=len(images))
+    whole = features_of(lite0, images, batch=len(images))
     reference = gaussian_stats(whole + 0.1)
     distance = frechet_distance(gaussian_stats(whole), reference)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        cuts = [extract(lite0, images, batch) for batch in (1, 7, 64, CHUNK, 150)]
+        cuts = [features_of(lite0, images, batch) for batch in (1, 7, 64, CHUNK, 150)]
         for world in (2, 3, 5):  # 5: more ranks than chunks
             own = [rank_images(len(images), rank, world) for rank in range(world)]
             shards = [images[r.start : r.stop] for r in own]
-            cuts.append(np.concatenate([extract(lite0, s, 64) for s in shards if len(s)]))
+            cuts.append(np.concatenate([features_of(lite0, s, 64) for s in shards if len(s)]))
     finally:
         torch.set_num_threads(before)
     for features in cuts:
@@ -87,8 +85,8 @@ def test_distance_is_the_same_to_the_bit_for_every_batch_size_and_number_of_rank
 
 def test_grey_equals_the_same_grey_in_three_channels(lite0: FeatureExtractor) -> None:
     grey = pattern(3)
-    features = extract(lite0, grey.repeat(3, axis=1), batch=3)
-    np.testing.assert_allclose(features, extract(lite0, grey, batch=3), atol=1e-5)
+    features = features_of(lite0, grey.repeat(3, axis=1), batch=3)
+    np.testing.assert_allclose(features, features_of(lite0, grey, batch=3), atol=1e-5)
 
 
 def test_folded_batch_norms_give_the_features_of_the_published_layers(
@@ -141,11 +139,6 @@ def test_results_say_which_features_they_are_of(lite0: FeatureExtractor) -> None
     assert lite0.sha256.startswith("579344248a93")
 
 
-def test_zero_images_are_refused(lite0: FeatureExtractor) -> None:
-    with pytest.raises(ValueError, match=r"at least 1 image, got 0 \(params.yaml: generate.images"):
-        extract(lite0, pattern(0), batch=4)
-
-
 @pytest.mark.parametrize(
     "images", [torch.zeros(2, 1, 8, 8), torch.zeros(2, 8, 8, dtype=torch.uint8)]
 )
@@ -194,7 +187,7 @@ def test_error_of_a_worker_is_raised_and_stops_the_others() -> None:
 
 def test_progress_counts_every_image_once() -> None:
     done: list[int] = []
-    extract(channel_means, pattern(2 * CHUNK + 10), 30, done.append)
+    features_of(channel_means, pattern(2 * CHUNK + 10), 30, done.append)
     assert done == [CHUNK, CHUNK, 10]
 
 
@@ -206,12 +199,12 @@ def fussy(images: torch.Tensor) -> torch.Tensor:
 
 def test_features_of_a_network_that_minds_its_batch_are_the_same_however_images_come() -> None:
     images = pattern(3 * CHUNK + 37)
-    whole = extract(fussy, images, batch=len(images))
+    whole = features_of(fussy, images, batch=len(images))
     for batch in (1, 7, CHUNK, 150):
-        assert (extract(fussy, images, batch) == whole).all()
+        assert (features_of(fussy, images, batch) == whole).all()
     for world in (2, 3, 4):
         own = [rank_images(len(images), rank, world) for rank in range(world)]
-        shards = [extract(fussy, images[r.start : r.stop], 64) for r in own]
+        shards = [features_of(fussy, images[r.start : r.stop], 64) for r in own]
         assert (np.concatenate(shards) == whole).all()
 
 
@@ -365,31 +358,3 @@ def test_one_image_is_refused_and_too_few_for_full_rank_warn() -> None:
 def test_stats_of_different_dimensions_are_refused() -> None:
     with pytest.raises(ValueError, match="need stats of one feature dimension, got 1 and 2"):
         frechet_distance(gaussian([0], np.eye(1)), gaussian([0, 0], np.eye(2)))
-
-
-def test_saved_stats_load_as_they_were_and_have_the_same_bytes(tmp_path: Path) -> None:
-    stats = gaussian_stats(np.random.default_rng(0).normal(size=(50, 4)))
-    first, second = tmp_path / "stats.npz", tmp_path / "again" / "stats.npz"
-    save_stats(first, stats)
-    save_stats(second, stats)
-    assert first.read_bytes() == second.read_bytes()
-    loaded = load_stats(first)
-    assert loaded.count == 50
-    assert (loaded.mean == stats.mean).all() and (loaded.cov == stats.cov).all()
-
-
-def test_truncated_and_foreign_stats_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "stats.npz"
-    save_stats(path, gaussian_stats(np.random.default_rng(0).normal(size=(50, 4))))
-    path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(ValueError, match="need mean, cov and count in .*stats.npz"):
-        load_stats(path)
-    np.savez(path, mu=np.zeros(2))
-    with pytest.raises(ValueError, match="need mean, cov and count in .*stats.npz"):
-        load_stats(path)
-    np.savez(path, mean=np.zeros(3), cov=np.eye(2), count=9)
-    with pytest.raises(ValueError, match=r"need mean \(d,\) and cov \(d, d\) in .*stats.npz"):
-        load_stats(path)
-    path.unlink()
-    with pytest.raises(FileNotFoundError):
-        load_stats(path)

@@ -17,7 +17,16 @@ from jsonschema import Draft202012Validator
 from ruamel.yaml import YAML
 
 from fewstep import params as module
-from fewstep.params import Generate, Params, ParamsError, digest, load_params
+from fewstep.params import (
+    Generate,
+    Params,
+    ParamsError,
+    Performance,
+    Row,
+    digest,
+    load_params,
+    plain,
+)
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "config" / "params.schema.yaml"
@@ -90,7 +99,8 @@ def test_yaml_1_1_and_1_2_read_the_same_preset(preset: Path) -> None:
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_as_dict_is_the_file_and_reads_back(preset: Path) -> None:
     params = load_params(preset)
-    assert params.as_dict() == yaml.safe_load(preset.read_text())
+    usual = {"performance": plain(Performance())}
+    assert params.as_dict() == usual | yaml.safe_load(preset.read_text())
     assert load_text(yaml.safe_dump(params.as_dict())) == params
 
 
@@ -628,6 +638,7 @@ def test_guidance_of_a_downloaded_teacher_is_no_warning() -> None:
         ("metric/memorisation/images", 255, "need images >= reference_images, got 255 and 256"),
         ("metric/memorisation/expected", 1.0, "expected: need .* < 1, got 1.0"),
         ("generate/seed_ranges", 0, "seed_ranges: need an integer >= 1, got 0"),
+        ("rows/cd-4/seed_ranges", 0, "cd-4.seed_ranges: need an integer >= 1, got 0"),
     ],
 )
 def test_metrics_that_cannot_be_computed_are_refused(
@@ -647,8 +658,16 @@ def test_metrics_that_cannot_be_computed_are_refused(
 
 def test_seed_ranges_are_disjoint_and_follow_one_another() -> None:
     g = Generate(images=5, batch=2, first_seed=7, labels="balanced", seed_ranges=3)
-    assert g.ranges == [range(7, 12), range(12, 17), range(17, 22)]
-    assert replace(g, seed_ranges=None).ranges == [range(7, 12)]
+    row = Row(model="teacher", sampler="heun", steps=4, guidance_scale=1.0)
+    assert g.ranges(row) == [range(7, 12), range(12, 17), range(17, 22)]
+    assert replace(g, seed_ranges=None).ranges(row) == [range(7, 12)]
+
+
+def test_a_row_may_have_other_seed_ranges_than_the_rest() -> None:
+    g = Generate(images=5, batch=2, first_seed=7, labels="balanced", seed_ranges=3)
+    row = Row(model="teacher", sampler="heun", steps=4, guidance_scale=1.0, seed_ranges=1)
+    assert g.ranges(row) == [range(7, 12)]
+    assert replace(g, seed_ranges=None).ranges(replace(row, seed_ranges=2))[1] == range(12, 17)
 
 
 def test_optional_metrics_may_be_absent() -> None:

@@ -1,6 +1,7 @@
 """The real dvc.yaml on config/tiny.yaml, in a copy of the repository."""
 
 import csv
+import json
 import subprocess
 import time
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 import yaml
 
 from fronts import copy_repository, dvc, git, ran
+
+# columns of `dvc exp show` that are about the experiment and not of it
+ADMINISTRATIVE = {"Experiment", "rev", "typ", "Created", "parent", "State", "Executor"}
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,35 @@ def test_a_clone_that_pulls_has_nothing_to_do(made: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_a_sweep_of_three_shows_what_changed_and_nothing_else(made: Path, tmp_path: Path) -> None:
+    key, names = "students.cd.lr", [f"lr-{lr}" for lr in ("1.0e-4", "5.0e-4", "1.0e-3")]
+    for name in names:
+        dvc("exp", "run", "--name", name, "-S", f"{key}={name[3:]}", cwd=made)
+    moved = {"FD-EffLite0.cd-4", "FD-EffLite0.dmd2-4-guided"}  # dmd2-4 starts from cd
+
+    show = ["exp", "show", "--only-changed", "--drop", "artifacts.*|src.*", "--csv"]
+    table = list(csv.DictReader(dvc(*show, cwd=made).splitlines()))
+    assert set(table[0]) - ADMINISTRATIVE == {*moved, key}
+    assert set(names) <= {line["Experiment"] for line in table}
+    ends = (names[0], names[2])
+    params = json.loads(dvc("params", "diff", *ends, "--json", cwd=made))
+    assert {file: set(found) for file, found in params.items()} == {"params.yaml": {key}}
+    metrics = json.loads(dvc("metrics", "diff", *ends, "--json", cwd=made))
+    assert {file: set(found) for file, found in metrics.items()} == {"results/metrics.json": moved}
+
+    dvc("plots", "diff", *names, "-o", str(tmp_path), cwd=made)
+    page = (tmp_path / "index.html").read_text()
+    assert {file.name for file in (tmp_path / "static").iterdir()} == {
+        f"{name}_results_samples.png" for name in names
+    }
+    for curve in ("losses/cd", "losses/dmd2-1", "losses/dmd2-4", "validation/cd"):
+        drawn = page.split(f'<div id = "results_{curve.replace("/", "_")}_csv">')[1]
+        spec = drawn.partition("</div>")[0]
+        assert all(f'"rev": "{name}"' in spec for name in names), "all in one chart"
+        assert f'"text": "results/{curve}.csv"' in spec, "each says which student it is of"
+
+
+@pytest.mark.slow
 def test_queued_experiments_run_side_by_side_on_their_own_code(made: Path, tmp_path: Path) -> None:
     imports, package = tmp_path / "imports", made / "src" / "fewstep" / "__init__.py"
     mark = f"\nwith open({str(imports)!r}, 'a') as file:\n    file.write(__path__[0] + '\\n')\n"
@@ -90,8 +123,7 @@ def test_queued_experiments_run_side_by_side_on_their_own_code(made: Path, tmp_p
     assert [values[f"steps-{n}"][f"{row}.steps"] for n in (2, 3)] == ["2", "3"]
     score = "FD-EffLite0.teacher-euler-4"
     assert len({line[score] for line in values.values()}) == 3
-    administrative = {"Experiment", "rev", "typ", "Created", "parent", "State", "Executor"}
-    assert set(table[0]) - administrative == {score, f"{row}.steps"}, "no other column"
+    assert set(table[0]) - ADMINISTRATIVE == {score, f"{row}.steps"}, "no other column"
 
     dvc("plots", "diff", "steps-2", "steps-3", "-o", "plots", cwd=made)
     pictures = {file.name for file in (made / "plots" / "static").iterdir()}

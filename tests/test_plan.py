@@ -16,7 +16,7 @@ from fewstep.data.lmdb import ImageDataset
 from fewstep.distributed import Rank
 from fewstep.flops import forward_flops
 from fewstep.models import build_denoiser
-from fewstep.params import Download, MemorisationSettings, Params, load_params
+from fewstep.params import Download, MemorisationSettings, Params, Performance, load_params
 from fewstep.plan import GB, GPUS, Hardware
 from fewstep.stages.plan import describe, duration
 from fewstep.train import DATA, Run
@@ -34,7 +34,8 @@ def seed() -> Params:
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
-    return set_up(tmp_path, monkeypatch, images=64)
+    as_gpus = Performance(layout="contiguous")  # where GroupNorm leaves no other layout
+    return replace(set_up(tmp_path, monkeypatch, images=64), performance=as_gpus)
 
 
 def run_of(name: str, params: Params) -> Run:
@@ -183,7 +184,7 @@ def test_warnings_name_world_disk_and_segments(seed: Params) -> None:
 
 def test_rows_cost_all_their_seed_ranges(seed: Params) -> None:
     row, images = seed.rows["teacher-heun-79"], 3 * 50_000
-    assert len(seed.generate.ranges) == 3 and plan.images_drawn(seed) == images
+    assert plan.row_images(row, seed) == images
     assert plan.row_flops(row, seed, 10**9) == 79 * images * 1e9
     once = replace(seed, generate=replace(seed.generate, seed_ranges=None))
     assert plan.row_flops(row, once, 10**9) == 79 * images * 1e9 / 3
@@ -233,3 +234,10 @@ def test_the_command_prints_a_plan(
         SystemExit, match=r"need --images of at least \d+, got 9 .*reference_images"
     ):
         main(["plan", "--images", "9"])
+
+
+def test_images_of_a_row_are_those_of_its_own_seed_ranges(toy: Params) -> None:
+    row = toy.rows["cd-4"]
+    three = replace(toy, generate=replace(toy.generate, seed_ranges=3))
+    assert plan.row_images(row, three) == 3 * toy.generate.images
+    assert plan.row_images(replace(row, seed_ranges=1), three) == toy.generate.images

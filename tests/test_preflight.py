@@ -129,34 +129,32 @@ ONE_FAILS = """
 import sys
 from fewstep import distributed
 from fewstep.preflight import _arrive, agree
-rank = distributed.start("cpu")
 def check():
     if rank.index == 1:
         raise RuntimeError("the second GPU is on fire")
     return "fine"
-group = _arrive(rank)
-agree("first", lambda: "fine", rank, group)
-try:
-    agree("second", check, rank, group)
-except ValueError as error:
-    print(f"[{rank.index}] {error}", flush=True)
-distributed.stop(rank)
+with distributed.joined("cpu") as rank:
+    group = _arrive(rank)
+    agree("first", lambda: "fine", rank, group)
+    try:
+        agree("second", check, rank, group)
+    except ValueError as error:
+        print(f"[{rank.index}] {error}", flush=True)
 """
 ONE_IS_GONE = """
 import sys
 from datetime import timedelta
 from fewstep import distributed, preflight
 preflight.PATIENCE = timedelta(seconds=6)
-rank = distributed.start("cpu")
-if rank.index == 1:
-    import os, time
-    time.sleep(9)
-    os._exit(3)
-try:
-    preflight._arrive(rank)
-except (ValueError, RuntimeError) as error:
-    print(f"[{rank.index}] {error}", flush=True)
-    sys.stdout.flush()
+with distributed.joined("cpu") as rank:
+    if rank.index == 1:
+        import os, time
+        time.sleep(9)
+        os._exit(3)
+    try:
+        preflight._arrive(rank)
+    except (ValueError, RuntimeError) as error:
+        print(f"[{rank.index}] {error}", flush=True)
 """
 
 

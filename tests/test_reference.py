@@ -17,12 +17,13 @@ import pytest
 import torch
 
 from experiment import set_up, tiny_params
+from extraction import features_of as extracted
 from fewstep.data.lmdb import ImageDataset
 from fewstep.distributed import Rank
 from fewstep.download import downloads
 from fewstep.evaluate import Validator, real_images
 from fewstep.files import read_json, sha256_file
-from fewstep.metrics.features import extract, load_features
+from fewstep.metrics.features import load_features
 from fewstep.metrics.frechet import GaussianStats, frechet_distance, gaussian_stats
 from fewstep.metrics.reference import published_stats
 from fewstep.models import MODELS
@@ -207,7 +208,7 @@ def tabled(params: Params) -> None:
 
 
 def features_of(images: np.ndarray) -> np.ndarray:
-    return extract(load_features("efficientnet-lite0"), images, 100)
+    return extracted(load_features("efficientnet-lite0"), images, 100)
 
 
 def test_a_published_reference_is_what_the_distance_and_it_alone_is_against(

@@ -16,9 +16,11 @@ from PIL import Image
 from fewstep.report.figures import loss_curves, read_log, sample_grid, smoothed
 from fewstep.report.tables import (
     COLUMNS,
+    cell,
     format_row,
     latex_table,
     markdown_table,
+    measured,
     metrics_table,
     row_caption,
     significant,
@@ -43,7 +45,9 @@ def row(name: str, steps: int, value: float, **changes: object) -> dict[str, Any
         "metric": "FD-EffLite0",
         "value": value,
         "std": 0.25,
+        "metrics": {"FD-EffLite0": {"value": value, "std": 0.25, "std_of": "resamples"}},
         "images": 2000,
+        "first_seed": 0,
         "seed_ranges": 1,
         "kimg": 48.0,
         "train_seconds": 288.4,
@@ -96,8 +100,9 @@ def test_best_of_a_number_of_steps_is_bold_and_a_lone_row_is_not() -> None:
 
 
 def test_caption_names_metric_reference_seeds_and_floor() -> None:
-    caption = table_caption("FD-EffLite0", 10000, (0, 1999), FLOOR)
-    for part in ("FD-EffLite0", "10,000 real images", "0 to 1,999", "8,000 others", "2.41"):
+    caption = table_caption(ROWS, 10000, FLOOR)
+    said = "seed from 0 to 1,999, the same in every row."
+    for part in ("FD-EffLite0", "10,000 real images", said, "8,000 others", "2.41"):
         assert part in caption
     assert "FID" not in caption
 
@@ -141,7 +146,7 @@ def test_other_metrics_are_columns_of_the_csv_and_a_second_markdown_table(tmp_pa
     assert float(first["recall"]) == 0.5 and second["recall"] == ""
     assert list(first)[-1] == "train_seconds"
     table = metrics_table(rows)
-    assert "0.00412 ± 0.000100" in table and "FD-EffLite0" not in table
+    assert "0.00412 ± 0.00010" in table and "FD-EffLite0" not in table
     assert table in (tmp_path / "table.md").read_text()
 
 
@@ -167,14 +172,29 @@ def test_three_digits_are_shown_whatever_the_size() -> None:
     assert shown == ["0", "0.00412", "0.732", "12.3", "1,234", "-0.500"]
 
 
+def test_a_value_has_as_many_decimals_as_two_digits_of_its_spread() -> None:
+    pairs = [(11.894, 0.7004), (2039.2, 33.6), (0.7785, 0.0123), (5.0, None), (0.0, 0.0)]
+    shown = ["11.89 ± 0.70", "2,039 ± 34", "0.778 ± 0.012", "5.00", "0"]
+    assert [measured(value, std) for value, std in pairs] == shown
+    stds = [cell(row("a", 8, 1.0, std=std), "std", bold=False) for std in (0.602, 0.0, None)]
+    assert stds == ["0.60", "0", "–"]
+
+
 def test_the_caption_says_what_the_std_is_of_and_what_is_doubtful() -> None:
-    caption = table_caption("FID", 9, (0, 1), FLOOR, "ranges", ["too few images"])
+    metrics = {"FD-EffLite0": {"value": 1.0, "std": 0.1, "std_of": "ranges"}}
+    three = row("three", 8, 1.0, seed_ranges=3, metrics=metrics)
+    caption = table_caption([three], 9, FLOOR, ["too few images"])
     assert "over the disjoint seed ranges" in caption and caption.endswith("Note: too few images.")
+    assert "bootstrap" not in caption and "resamples" in table_caption(ROWS, 9, FLOOR)
+    both = table_caption([ROWS[0], three], 9, FLOOR)
+    assert "0 to 5,999, the same in every row (teacher-heun-35: to 1,999)" in both
+    assert "one range's value; where there is one range, over resamples" in both
 
 
 def test_a_published_reference_is_named_where_its_scores_stand(tmp_path: Path) -> None:
     file = {"url": "https://x.org/refs/imagenet-64x64.npz", "sha256": "1a2b3c4d" * 8}
-    caption = table_caption("FID", 50_000, (0, 1), {**FLOOR, "other_images": None}, None, (), file)
+    rows = [{**r, "metric": "FID", "metrics": {"FID": r["metrics"][r["metric"]]}} for r in ROWS]
+    caption = table_caption(rows, 50_000, {**FLOOR, "other_images": None}, (), file)
     assert "FID (lower is better) against the published statistics imagenet-64x64.npz" in caption
     assert "(sha256 1a2b3c4d1a2b), all other metrics against 50,000 images of our own" in caption
     assert "2,000 images of our own data against these statistics" in caption

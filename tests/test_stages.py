@@ -166,15 +166,23 @@ def test_a_reference_larger_than_the_data_is_refused(toy: Params) -> None:
 @pytest.mark.filterwarnings("ignore:need 113 images")
 def test_rows_are_scored_and_tabled(toy: Params, capsys: pytest.CaptureFixture[str]) -> None:
     row = {"model": "teacher", "sampler": "ddim", "steps": 2, "guidance_scale": 2.0}
+    churn = {"S_churn": 10.0, "S_min": 0.05, "S_max": 50.0, "S_noise": 1.003}
     params = tiny_params(
         Path(),
         metric__reference_images=120,
         generate__images=20,
-        rows={"one": {**row, "steps": 1, "guidance_scale": 1.0}, "two": row},
+        generate__seed_ranges=2,
+        rows={
+            "one": {**row, "steps": 1, "guidance_scale": 1.0},
+            "two": {**row, "seed_ranges": 1},
+            "churn": {**row, "sampler": "churn", "guidance_scale": 1.0, "churn": churn},
+        },
     )
     for student in params.students:
         (MODELS / student).mkdir()
         rows = [{"nimg": 1000, "seconds": 2.0, "loss": 0.5}, {"nimg": 2000, "seconds": 4.0}]
+        Log(MODELS / student / "log.jsonl").write({"nimg": 0, "validation/teacher_FD": 3.0})
+        Log(MODELS / student / "log.jsonl").write({"nimg": 500, "validation/FD": 9.0})
         Log(MODELS / student / "log.jsonl").write(rows[0])
         Log(MODELS / student / "log.jsonl").write(rows[1])
     ref_stats.run(params)
@@ -184,8 +192,11 @@ def test_rows_are_scored_and_tabled(toy: Params, capsys: pytest.CaptureFixture[s
     results_table.run(params)
     with Path("results/table.csv").open(newline="") as file:
         table = {r["row"]: r for r in csv.DictReader(file)}
-    assert list(table) == ["one", "two"]
-    assert (table["one"]["nfe"], table["two"]["nfe"]) == ("1", "4"), "guidance doubles the calls"
+    assert list(table) == ["one", "two", "churn"]
+    assert [r["nfe"] for r in table.values()] == ["1", "4", "3"], "guidance doubles the calls"
+    assert [r["seed_ranges"] for r in table.values()] == ["2", "1", "2"]
+    caption = Path("results/table.md").read_text()
+    assert "from 0 to 39, the same in every row (two: to 19)" in caption
     assert {r["metric"] for r in table.values()} == {"FD-EffLite0"}
     metrics = json.loads(Path("results/metrics.json").read_text())["FD-EffLite0"]
     assert metrics["one"] == float(table["one"]["value"])
@@ -193,7 +204,13 @@ def test_rows_are_scored_and_tabled(toy: Params, capsys: pytest.CaptureFixture[s
         json.loads(Path("artifacts/ref-stats.json").read_text())["floor"]["value"]
     )
     assert Path("results/samples.png").read_bytes().startswith(b"\x89PNG")
-    assert {file.name for file in Path("results/grids").iterdir()} == {"one.png", "two.png"}
+    assert {file.name for file in Path("results/grids").iterdir()} == {
+        "one.png",
+        "two.png",
+        "churn.png",
+    }
+    curve = Path("results/validation/cd.csv").read_text()
+    assert curve == "kimg,distance\n0.5,9.0\n", "the student's own, without the teacher's"
     assert "one" in capsys.readouterr().out
 
 

@@ -35,6 +35,14 @@ def test_every_step_meets_every_scale_and_no_name_has_a_dot() -> None:
     }
 
 
+def test_seed_ranges_of_a_sweep_are_those_of_its_rows() -> None:
+    put_sweeps({"steps": {**STEPS, "seed_ranges": 3}})
+    main(["sweep"])
+    params = load_params()
+    rows = {name: len(params.generate.ranges(row)) for name, row in params.rows.items()}
+    assert rows["steps-1"] == rows["steps-4"] == 3 and rows["cd-4"] == 1
+
+
 @pytest.mark.filterwarnings("ignore:.*guides")
 def test_the_command_writes_rows_keeps_the_rest_and_can_be_repeated() -> None:
     before = load_params().rows

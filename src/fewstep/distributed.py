@@ -1,16 +1,15 @@
 """Processes and devices: joining the others, and the few collectives that training needs."""
 
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-
-T = TypeVar("T", range, np.ndarray)
 
 BUCKET_MB = 100
 
@@ -41,15 +40,20 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def start(device: str) -> Rank:
-    """Join the process group that torchrun describes; alone, there is none to join."""
+@contextmanager
+def joined(device: str) -> Generator[Rank]:
+    """This rank of the process group that torchrun describes; alone, there is none to join."""
     index, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     place = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if world > 1:
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
-    return Rank(index, world, place)
+    try:
+        yield Rank(index, world, place)
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
 
 
 def over_ranks(module: nn.Module, rank: Rank) -> nn.Module:
@@ -81,12 +85,6 @@ def gather(value: Any, rank: Rank) -> list[Any]:  # noqa: ANN401
     return values
 
 
-def share(items: T, rank: Rank) -> T:
-    """This rank's part of the items: neighbours, sizes equal but for one."""
-    bounds = [len(items) * r // rank.world for r in (rank.index, rank.index + 1)]
-    return items[bounds[0] : bounds[1]]
-
-
 class AnyRank:
     """Whether some rank raised its flag, one call late: so no rank waits for another's step.
 
@@ -112,8 +110,3 @@ class AnyRank:
 def barrier(rank: Rank) -> None:
     if rank.world > 1:
         dist.barrier()
-
-
-def stop(rank: Rank) -> None:
-    if rank.world > 1:
-        dist.destroy_process_group()

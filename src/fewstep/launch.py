@@ -11,9 +11,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:  # torch is not imported here: a Snakemake profile counts GPUs with this module
+    from fewstep.distributed import Rank
 
 # Slurm warns by SIGUSR1, stops by SIGTERM; Ctrl-C is SIGINT. Workers save their state on each.
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
@@ -45,7 +49,7 @@ def launch(device: str) -> NoReturn:
     Raises:
         ValueError: the environment contradicts itself, or CUDA is asked for and there is none.
     """
-    import torch  # not above: a Snakemake profile counts GPUs with this module
+    import torch
 
     from fewstep.distributed import pick_device
 
@@ -60,6 +64,21 @@ def launch(device: str) -> NoReturn:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(torch.get_num_threads() // count, 1)))
     print(f"launch: {describe(nodes, count, kind)}", flush=True)
     run([*torchrun_arguments(nodes, count), "-m", "fewstep", *sys.argv[1:]])
+
+
+@contextmanager
+def ranks(device: str, spread: bool = True) -> Generator["Rank"]:
+    """This process among those of the launch, which is made first where it has not been.
+
+    Args:
+        spread: False: no launch, this process does it alone.
+    """
+    from fewstep.distributed import joined
+
+    if spread and not launched():
+        launch(device)
+    with joined(device) as rank:
+        yield rank
 
 
 def find_nodes(environ: Mapping[str, str]) -> Nodes:
@@ -192,12 +211,10 @@ def say_gpus(count: int) -> None:
     print(f"profile gpu: {what}", file=sys.stderr, flush=True)
 
 
-def spread_over_gpus(device: str) -> None:
-    """Launch where there are several GPUs; a single device needs no further process."""
+def several_gpus(device: str) -> bool:
+    """Whether sampling and scoring have something to share; else they need no further process."""
     import torch
 
     from fewstep.distributed import pick_device
 
-    several = pick_device(device).type == "cuda" and torch.cuda.device_count() > 1
-    if several and not launched():
-        launch(device)
+    return pick_device(device).type == "cuda" and torch.cuda.device_count() > 1

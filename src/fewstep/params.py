@@ -210,7 +210,7 @@ class Download:
 
 @dataclass(frozen=True)
 class Generate:
-    """Without `seed_ranges` there is one range of `images` seeds."""
+    """Without `seed_ranges` there is one range of `images` seeds; a row may say otherwise."""
 
     images: int
     batch: int
@@ -218,10 +218,10 @@ class Generate:
     labels: Literal["balanced", "random"]
     seed_ranges: int | None = None
 
-    @property
-    def ranges(self) -> list[range]:
-        """The disjoint ranges of seeds, one behind the other."""
-        starts = (self.first_seed + self.images * i for i in range(self.seed_ranges or 1))
+    def ranges(self, row: "Row") -> list[range]:
+        """The disjoint ranges of a row's seeds, one behind the other; all rows have the first."""
+        count = row.seed_ranges or self.seed_ranges or 1
+        starts = (self.first_seed + self.images * i for i in range(count))
         return [range(start, start + self.images) for start in starts]
 
 
@@ -235,13 +235,15 @@ class Churn:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the results table. `churn` is set exactly when `sampler` is churn."""
+    """A row of the results table. `churn` is set exactly when `sampler` is churn; `seed_ranges`
+    where generate.seed_ranges is not the row's."""
 
     model: str
     sampler: Literal["heun", "euler", "ddim", "renoise", "churn"]
     steps: int
     guidance_scale: float
     churn: Churn | None = None
+    seed_ranges: int | None = None
 
 
 @dataclass(frozen=True)
@@ -253,6 +255,7 @@ class Sweep:
     steps: tuple[int, ...]
     guidance_scale: tuple[float, ...]
     churn: Churn | None = None
+    seed_ranges: int | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from math import ceil, prod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.consistency import Consistency
@@ -27,6 +28,7 @@ from fewstep.params import (
     Student,
 )
 from fewstep.sample import nfe
+from fewstep.unet import UNetBlock
 
 GB = 1e9
 CONTEXT = 2 * GB  # CUDA's own, and cuDNN's workspaces
@@ -205,6 +207,9 @@ def saved_bytes(denoiser: Denoiser, params: Params) -> Saved:
 def _kept(denoiser: Denoiser, call: ConditionalDenoise, params: Params, images: int) -> int:
     """Bytes of the storages that a call saves for its backward pass, weights left out."""
     d, kept = params.data, dict[int, torch.UntypedStorage]()
+    for block in (m for m in denoiser.modules() if isinstance(m, UNetBlock)):
+        if block.attention is F.scaled_dot_product_attention:
+            block.attention = _fused_attention
     own = {p.untyped_storage()._cdata for p in denoiser.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -217,6 +222,11 @@ def _kept(denoiser: Denoiser, call: ConditionalDenoise, params: Params, images: 
         x = torch.empty(images, d.channels, d.resolution, d.resolution)
         call(x, torch.empty(images), torch.empty(images, d.classes))
     return sum(storage.nbytes() for storage in kept.values())
+
+
+def _fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """What devices do, of which `meta` is none: it would keep all weights of attention."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
 
 
 def validation_images(block: Student) -> float:
@@ -243,12 +253,7 @@ def images_by_segment(block: Student, params: Params) -> list[float]:
 def row_flops(row: Row, params: Params, forward: int) -> float:
     """To draw a row's images, those of all seed ranges; `forward` FLOPs a network call."""
     calls = nfe(row.sampler, row.steps, row.guidance_scale)
-    return calls * images_drawn(params) * forward
-
-
-def images_drawn(params: Params) -> int:
-    """Of a row, over all seed ranges."""
-    return sum(map(len, params.generate.ranges))
+    return calls * row_images(row, params) * forward
 
 
 def images_needed(params: Params) -> int:
@@ -261,6 +266,11 @@ def images_needed(params: Params) -> int:
     if m.reference is None:  # else a validation's reference is that file
         counts += [s.validation.reference_images for s in params.students.values() if s.validation]
     return max(counts)
+
+
+def row_images(row: Row, params: Params) -> int:
+    """Images of all seed ranges of a row."""
+    return sum(map(len, params.generate.ranges(row)))
 
 
 def image_bytes(params: Params) -> int:
@@ -283,7 +293,7 @@ def disk_parts(
     model, given = 4 * count(meta_network(params)), len(names - set(params.students))
     lmdb = images * ceil(size / PAGE + 1e-9) * PAGE
     outputs = sum(s.disk_after for s in students)
-    samples = len(params.rows) * images_drawn(params) * size
+    samples = sum(row_images(row, params) for row in params.rows.values()) * size
     return {
         "data": lmdb + images * size,  # while the LMDB is built
         "teacher and imports": given * 2 * model,  # as fetched, too

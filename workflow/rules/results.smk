@@ -40,6 +40,7 @@ rule results_table:
             category=method_of,
             labels=labels_of("training loss"),
         ),
+        directory("results/validation"),
     log:
         "logs/results-table.log",
     benchmark:

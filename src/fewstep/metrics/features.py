@@ -202,36 +202,6 @@ def check_features(a: NDArray[np.floating], b: NDArray[np.floating], least: int 
         raise ValueError("need finite features, got NaN or infinity")
 
 
-def extract(
-    extractor: Callable[[Tensor], Tensor],
-    images: NDArray[np.uint8],
-    batch: int,
-    progress: Callable[[int], object] | None = None,
-) -> NDArray[np.float32]:
-    """Features of many images, the same bits whatever `batch`.
-
-    Args:
-        extractor: uint8 (B, C, H, W) -> float32 (B, d), a `FeatureExtractor` say.
-        images: uint8, shape (N, C, H, W), N >= 1; of several ranks, those of `rank_images`.
-        batch: images read at once, from a memory map for example.
-        progress: called with the number of images of each finished chunk; `bar.update` of tqdm.
-
-    Returns:
-        Shape (N, d).
-
-    Raises:
-        ValueError: no images, or batch < 1.
-    """
-    if len(images) == 0:
-        raise ValueError("need at least 1 image, got 0 (params.yaml: generate.images)")
-    if batch < 1:
-        raise ValueError(f"need a batch of at least 1, got {batch} (params.yaml: generate.batch)")
-    batches = (images[start : start + batch] for start in range(0, len(images), batch))
-    workers = extractor.workers if isinstance(extractor, FeatureExtractor) else 0
-    found = extract_outputs(lambda x: {"features": extractor(x)}, batches, progress, workers)
-    return found["features"]
-
-
 def extract_outputs(
     outputs: Callable[[Tensor], Mapping[str, Tensor]],
     batches: Iterable[NDArray[np.uint8]],

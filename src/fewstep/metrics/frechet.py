@@ -1,8 +1,6 @@
 """Fréchet distance between two Gaussians fitted to features (Heusel et al. 2017, eq. 6)."""
 
-import os
 import warnings
-import zipfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-from fewstep.files import atomic_path
 
 ROWS = 16384  # of features in float64 at once: 256 MiB of 2048 features
 
@@ -100,28 +96,3 @@ def one_thread() -> Generator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def save_stats(path: str | os.PathLike[str], stats: GaussianStats) -> None:
-    """Write stats as an .npz file, atomically; the same stats give the same bytes."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, mean=stats.mean, cov=stats.cov, count=np.int64(stats.count))
-
-
-def load_stats(path: str | os.PathLike[str]) -> GaussianStats:
-    """Read what `save_stats` wrote.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: not a stats file, truncated, or with shapes that do not fit together.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            mean, cov, count = arrays["mean"], arrays["cov"], int(arrays["count"])
-    except (KeyError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"need mean, cov and count in {path}, got: {error}") from error
-    if mean.ndim != 1 or cov.shape != (*mean.shape, *mean.shape):
-        raise ValueError(
-            f"need mean (d,) and cov (d, d) in {path}, got {mean.shape} and {cov.shape}"
-        )
-    return GaussianStats(mean.astype(np.float64), cov.astype(np.float64), count)

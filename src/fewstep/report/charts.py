@@ -73,11 +73,7 @@ def distance_by_nfe(rows: Sequence[Row], floor: float, others: Sequence[Publishe
 
     def paint(axes: "Axes") -> None:
         for (name, group), colour in zip(_curves(rows).items(), PALETTE * 9, strict=False):
-            nfe, values = [r["nfe"] for r in group], [r["value"] for r in group]
-            errors = [r["std"] or 0 for r in group]
-            style = {"color": colour, "linewidth": 1.4}
-            axes.errorbar(nfe, values, yerr=errors, capsize=2, **style)
-            axes.plot(nfe, values, marker="o", markersize=5, label=name, **style)
+            _errorbars(axes, group, "nfe", name, colour)
         if others:
             nfe, values = [p.nfe for p in others], [p.fid for p in others]
             style = {"marker": "o", "facecolors": "none", "edgecolors": MUTED, "s": 24}
@@ -89,6 +85,14 @@ def distance_by_nfe(rows: Sequence[Row], floor: float, others: Sequence[Publishe
         _legend(axes)
 
     return draw("nfe", paint)
+
+
+def _errorbars(axes: "Axes", rows: Sequence[Row], over: str, name: str, colour: str) -> None:
+    """Values of rows over one of their columns, with what is known of their spread."""
+    x, y, errors = zip(*((r[over], r["value"], r["std"] or 0) for r in rows), strict=True)
+    style = {"color": colour, "linewidth": 1.4}
+    axes.errorbar(x, y, yerr=errors, capsize=2, **style)
+    axes.plot(x, y, marker="o", markersize=5, label=name, **style)
 
 
 def _curves(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -113,8 +117,7 @@ def distance_by_guidance(rows: Sequence[Row]) -> str | None:
     def paint(axes: "Axes") -> None:
         for (name, group), colour in zip(groups.items(), PALETTE * 9, strict=False):
             group = sorted(group, key=lambda r: r["guidance_scale"])
-            x, y = [r["guidance_scale"] for r in group], [r["value"] for r in group]
-            axes.plot(x, y, color=colour, marker="o", markersize=5, linewidth=1.4, label=name)
+            _errorbars(axes, group, "guidance_scale", name, colour)
         _logarithmic(axes)
         axes.set_xlabel("guidance scale")
         axes.set_ylabel(rows[0]["metric"])

@@ -16,7 +16,7 @@ from fewstep.files import atomic_path
 from fewstep.report import charts
 from fewstep.report.figures import tile
 from fewstep.report.published import Published, as_text
-from fewstep.report.tables import NUMBERS, Row, best_per_step_count, cell, significant
+from fewstep.report.tables import NUMBERS, Row, best_per_step_count, cell, measured, significant
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SHOWN_CLASSES = 20
@@ -169,7 +169,7 @@ def _results(content: Content) -> dict[str, Any]:
 def _result(row: Row, column: str, bold: bool) -> dict[str, Any]:
     text, value = cell(row, column, bold=False), row[column]
     if column == "value" and row["std"] is not None:
-        text += f" ± {significant(row['std'])}"
+        text = measured(value, row["std"])
     css = " ".join(
         filter(None, ["number" * (column in NUMBERS), "best" * (bold and column == "value")])
     )
@@ -180,8 +180,7 @@ def _metric(row: Row, name: str) -> dict[str, Any]:
     found = row["metrics"].get(name)
     if found is None:
         return _cell("–", "", "number")
-    spread = "" if found["std"] is None else f" ± {significant(found['std'])}"
-    return _cell(significant(found["value"]) + spread, found["value"], "number")
+    return _cell(measured(found["value"], found["std"]), found["value"], "number")
 
 
 def _classes(content: Content) -> dict[str, Any] | None:

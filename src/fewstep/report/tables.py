@@ -5,6 +5,7 @@ A row is a mapping with the keys in `COLUMNS`; None stands for what a row does n
 """
 
 import csv
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -84,8 +85,15 @@ def _with_spread(row: Row, metric: str) -> str:
     found = row.get("metrics", {}).get(metric)
     if found is None:
         return "–"
-    spread = "" if found["std"] is None else f" ± {significant(found['std'])}"
-    return significant(found["value"]) + spread
+    return measured(found["value"], found["std"])
+
+
+def measured(value: float, std: float | None) -> str:
+    """`11.89 ± 0.70`: two digits of the spread, as many decimals of the value."""
+    if not std:
+        return significant(value)
+    decimals = min(max(1 - math.floor(math.log10(std)), 0), 6)
+    return f"{value:,.{decimals}f} ± {std:,.{decimals}f}"
 
 
 def significant(value: float) -> str:
@@ -129,24 +137,19 @@ def _latex_text(text: str) -> str:
 
 
 def table_caption(
-    metric: str,
+    rows: Sequence[Row],
     reference_images: int,
-    seeds: tuple[int, int],
     floor: Mapping[str, Any],
-    spread: str | None = None,
     notes: Sequence[str] = (),
     reference_file: Mapping[str, str] | None = None,
 ) -> str:
-    """The line that says how to read the table.
+    """The lines that say how to read the table.
 
     Args:
-        metric: label of the distance, FD-EffLite0 say.
         reference_images: real images behind the reference; of a published one, those that all
             metrics but the first are against.
-        seeds: first and last seed, inclusive.
         floor: `value` of `images` real images against `other_images` disjoint ones, or against
             the published reference.
-        spread: what `std` is of, as `fewstep.scores.spread` names it; None says nothing.
         notes: what makes values doubtful, a covariance that is not of full rank say.
         reference_file: `url` and `sha256` of a published reference.
     """
@@ -163,17 +166,33 @@ def table_caption(
             f"{floor['images']:,} images of our own data against these statistics, which may be "
             "of the same images, is"
         )
-    spreads = {
-        "ranges": " std: standard deviation over the disjoint seed ranges, of one range's value.",
-        "resamples": " std: standard deviation over resamples of a row's images (bootstrap).",
-    }
     return (
-        f"{metric} (lower is better) against {against}; one image for each seed from "
-        f"{seeds[0]:,} to {seeds[1]:,}, the same in every row. Real against real, {real} the "
-        f"floor: {floor['value']:.2f}. Bold: best at its number of steps."
-        + spreads.get(spread or "", "")
-        + "".join(f" Note: {note}." for note in notes)
+        f"{rows[0]['metric']} (lower is better) against {against}; one image for each seed "
+        f"{_seeds(rows)}. Real against real, {real} the floor: {floor['value']:.2f}. Bold: best "
+        "at its number of steps." + _spreads(rows) + "".join(f" Note: {note}." for note in notes)
     )
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    """`from 0 to 5,999, the same in every row (teacher-heun-35: to 1,999)`."""
+    last = {r["row"]: r["first_seed"] + r["images"] * r["seed_ranges"] - 1 for r in rows}
+    most = max(last.values())
+    fewer = [f"{name}: to {seed:,}" for name, seed in last.items() if seed < most]
+    less = f" ({'; '.join(fewer)})" if fewer else ""
+    return f"from {rows[0]['first_seed']:,} to {most:,}, the same in every row{less}"
+
+
+def _spreads(rows: Sequence[Row]) -> str:
+    """What `std` is of: the seed ranges, the bootstrap, or either."""
+    kinds = {row["metrics"][row["metric"]]["std_of"] for row in rows}
+    of = {
+        "ranges": "over the disjoint seed ranges, of one range's value",
+        "resamples": "over resamples of a row's images (bootstrap)",
+    }
+    known = [text for kind, text in of.items() if kind in kinds]
+    if not known:
+        return ""
+    return f" std: standard deviation {'; where there is one range, '.join(known)}."
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
@@ -287,7 +306,7 @@ def cell(row: Row, column: str, bold: bool) -> str:
     if column == "value":
         return f"**{value:.2f}**" if bold else f"{value:.2f}"
     if column == "std":
-        return significant(value)
+        return measured(value, value).partition(" ± ")[0]
     if column == "train_seconds":
         return f"{value:,.0f}"
     if column in NUMBERS:

@@ -28,8 +28,8 @@ Features = NDArray[np.floating]
 def run(params: Params, a: str, b: str) -> None:
     """Print the differences of A and B, each with its interval and a verdict.
 
-    Both are measured against the reference of this checkout; the bootstrap takes the same seeds of
-    both, where they have the same.
+    Both are measured against the reference of this checkout, on the seeds that they share; the
+    bootstrap takes the same ones of both.
 
     Raises:
         ValueError: no such row or revision, or no params.metric.bootstrap.
@@ -39,21 +39,31 @@ def run(params: Params, a: str, b: str) -> None:
             "need how often to resample, got nothing (params.yaml: metric.bootstrap: "
             "{ resamples: 100, confidence: 0.95 })"
         )
-    ours, theirs = samples_of(a), samples_of(b)
-    paired = np.array_equal(ours["seeds"], theirs["seeds"])
+    ours, theirs, paired = shared_seeds(samples_of(a), samples_of(b))
     rank = Rank(0, 1, pick_device(params.device))
     extractor = feature_network(params, rank.device)
-    features = [
-        _features(extractor, x["images"], rank, name) for x, name in ((ours, a), (theirs, b))
-    ]
+    features = [_features(extractor, x, rank, name) for x, name in ((ours, a), (theirs, b))]
     metrics = measures(params, load_reference(STATS), read_json(ABOUT)["metric"])
     print(
-        f"{a} against {b}, {len(ours['seeds']):,} and {len(theirs['seeds']):,} images, "
-        f"{'the same seeds' if paired else 'other seeds'}, {settings.resamples} resamples"
+        f"{a} against {b}, {len(ours):,} images of each, of "
+        f"{'the same' if paired else 'other'} seeds, {settings.resamples} resamples"
     )
     for name, metric in metrics.items():
         found = difference(features[0], features[1], metric, settings, paired)
         print(line(name, found, a, b))
+
+
+def shared_seeds(
+    ours: dict[str, Any], theirs: dict[str, Any]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], bool]:
+    """The images of seeds that both have, in one order, and whether there are such seeds.
+
+    Without them as many images of either: a distance depends on how many there are.
+    """
+    both, mine, other = np.intersect1d(ours["seeds"], theirs["seeds"], return_indices=True)
+    if len(both) == 0:
+        mine = other = slice(min(len(ours["seeds"]), len(theirs["seeds"])))
+    return ours["images"][mine], theirs["images"][other], len(both) > 0
 
 
 def difference(

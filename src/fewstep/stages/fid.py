@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from fewstep.distributed import Rank, start, stop
+from fewstep.distributed import Rank
 from fewstep.evaluate import feature_network
 from fewstep.files import read_json, sha256_file, write_json
-from fewstep.launch import spread_over_gpus
+from fewstep.launch import ranks, several_gpus
 from fewstep.metrics.features import FeatureExtractor
 from fewstep.params import Params, digest, plain
 from fewstep.provenance import remember
@@ -38,42 +38,44 @@ def run(params: Params, name: str) -> None:
             params.metric.reference.
     """
     row_of(params, name)
-    spread_over_gpus(params.device)
-    rank = start(params.device)
-    extractor, about = feature_network(params, rank.device), read_json(ABOUT)
-    if about["detector_sha256"] != extractor.sha256:
-        raise ValueError(f"need a reference of {extractor.label}, got {about['metric']} in {ABOUT}")
-    if about.get("reference_file") != plain(params.metric.reference):
-        raise ValueError(
-            f"need the reference {plain(params.metric.reference) or 'of our own data'}, got "
-            f"{about.get('reference_file') or 'that of our own data'} in {ABOUT}; make it again "
-            "with `fewstep ref-stats` (params.yaml: metric.reference)"
-        )
     with np.load(SAMPLES / f"{name}.npz") as samples:
         images, labels, seeds = (samples[key] for key in ("images", "labels", "seeds"))
-    outputs = shared_outputs(
-        extractor, lambda part: images[part.start : part.stop], len(images), rank, f"fid {name}"
-    )
-    if outputs is not None:
+    with ranks(params.device, several_gpus(params.device)) as rank:
+        extractor, about = feature_network(params, rank.device), read_json(ABOUT)
+        if about["detector_sha256"] != extractor.sha256:
+            raise ValueError(
+                f"need a reference of {extractor.label}, got {about['metric']} in {ABOUT}"
+            )
+        if about.get("reference_file") != plain(params.metric.reference):
+            raise ValueError(
+                f"need the reference {plain(params.metric.reference) or 'of our own data'}, got "
+                f"{about.get('reference_file') or 'that of our own data'} in {ABOUT}; make it "
+                "again with `fewstep ref-stats` (params.yaml: metric.reference)"
+            )
+        outputs = shared_outputs(
+            extractor, lambda part: images[part.start : part.stop], len(images), rank, f"fid {name}"
+        )
+        if outputs is None:
+            return
         ranges, notes = noted(lambda: score_ranges(params, extractor, outputs, labels, rank))
-        result = {
-            **read_json(SAMPLES / f"{name}.json"),
-            **summary(params, extractor, ranges, seeds, about),
-            "notes": notes,
-        }
-        write_json(SCORES / f"{name}.json", result)
-        remember(name, SCORES / f"{name}.json")
-        print(format_row(result))
-    stop(rank)
+    result = {
+        **read_json(SAMPLES / f"{name}.json"),
+        **summary(params, extractor, ranges, seeds, about),
+        "notes": notes,
+    }
+    write_json(SCORES / f"{name}.json", result)
+    remember(name, SCORES / f"{name}.json")
+    print(format_row(result))
 
 
 def score_ranges(
     params: Params, extractor: FeatureExtractor, outputs: Outputs, labels: np.ndarray, rank: Rank
 ) -> list[Scores]:
-    """The scores of each seed range by itself; several tell their spread without resamples."""
-    reference, size, m = load_reference(STATS), params.generate.images, params.metric
-    settings = replace(m, bootstrap=None) if len(params.generate.ranges) > 1 else m
-    ranges = (slice(start, start + size) for start in range(0, len(labels), size))
+    """The scores of each seed range by itself."""
+    reference, size, settings = load_reference(STATS), params.generate.images, params.metric
+    ranges = [slice(start, start + size) for start in range(0, len(labels), size)]
+    if len(ranges) > 1:  # whose values have a spread of their own
+        settings = replace(settings, bootstrap=None)
     return [
         score(
             {name: rows[part] for name, rows in outputs.items()},

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from fewstep.denoiser import Denoiser
-from fewstep.distributed import Rank, barrier, start, stop
+from fewstep.distributed import Rank, barrier
 from fewstep.evaluate import batches, generate_images
 from fewstep.files import atomic_path, sha256_file, write_json
-from fewstep.launch import spread_over_gpus
+from fewstep.launch import ranks, several_gpus
 from fewstep.models import MODELS, load_model
 from fewstep.params import Params, Row, digest
 from fewstep.performance import accelerate
@@ -31,19 +31,19 @@ def run(params: Params, name: str) -> None:
     Every batch is sampled by one process, whole: the images are the same on any number of GPUs.
     """
     row = row_of(params, name)
-    spread_over_gpus(params.device)
-    rank = start(params.device)
-    denoiser, about = load_model(row.model, params)
-    parts = [part for r in params.generate.ranges for part in batches(r, params.generate.batch)]
-    folder = SCRATCH / name / fingerprint(params, row, rank.device)
-    denoiser = accelerate(denoiser.to(rank.device), params.performance, frozen=True)
-    sample_parts(params, row, denoiser, parts, folder, rank, f"generate {name}")
-    barrier(rank)
-    if rank.first:
-        collect(folder, parts, SAMPLES / f"{name}.npz")
-        write_json(SAMPLES / f"{name}.json", {"row": name, **protocol(params, row, about)})
-        shutil.rmtree(SCRATCH / name)
-    stop(rank)
+    parts = [
+        part for r in params.generate.ranges(row) for part in batches(r, params.generate.batch)
+    ]
+    with ranks(params.device, several_gpus(params.device)) as rank:
+        denoiser, about = load_model(row.model, params)
+        folder = SCRATCH / name / fingerprint(params, row, rank.device)
+        denoiser = accelerate(denoiser.to(rank.device), params.performance, frozen=True)
+        sample_parts(params, row, denoiser, parts, folder, rank, f"generate {name}")
+        barrier(rank)
+        if rank.first:
+            collect(folder, parts, SAMPLES / f"{name}.npz")
+            write_json(SAMPLES / f"{name}.json", {"row": name, **protocol(params, row, about)})
+            shutil.rmtree(SCRATCH / name)
 
 
 def sample_parts(
@@ -125,7 +125,7 @@ def protocol(params: Params, row: Row, about: dict) -> dict:
         "churn": None if row.churn is None else vars(row.churn),
         "images": g.images,
         "first_seed": g.first_seed,
-        "seed_ranges": len(g.ranges),
+        "seed_ranges": len(g.ranges(row)),
         "labels": g.labels,
         "rounding": ROUNDING,
         "precision": params.precision,

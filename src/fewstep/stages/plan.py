@@ -65,12 +65,11 @@ def describe(
     for student in students:
         training += (spent := student.hours(hardware, params.precision))
         lines += student_lines(student, rate, spent)
-    drawn, ranges = plan.images_drawn(params), len(params.generate.ranges)
-    each = f"{ranges} x {drawn // ranges:,}" if ranges > 1 else f"{drawn:,}"
     for name, row in params.rows.items():
         calls = nfe(row.sampler, row.steps, row.guidance_scale)
         drawing += (spent := plan.row_flops(row, params, forward) / rate / 3600)
-        lines.append(f"row {name}: {calls} NFE, {each} images, {duration(spent)}")
+        drawn = plan.row_images(row, params)
+        lines.append(f"row {name}: {calls} NFE, {drawn:,} images, {duration(spent)}")
     lines += [
         f"in all: {duration(training + drawing)} on {hardware.world} x {gpu}, "
         f"{(training + drawing) * hardware.world:,.1f} GPU hours: training {duration(training)}, "

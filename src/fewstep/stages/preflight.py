@@ -1,6 +1,6 @@
 """`fewstep preflight NAME`: all that can be checked before a training; trains nothing."""
 
-from fewstep import distributed, launch
+from fewstep.launch import ranks
 from fewstep.methods import student_block
 from fewstep.params import Params
 from fewstep.preflight import preflight
@@ -8,10 +8,5 @@ from fewstep.preflight import preflight
 
 def run(params: Params, name: str) -> None:
     student_block(name, params)
-    if not launch.launched():
-        launch.launch(params.device)
-    rank = distributed.start(params.device)
-    try:
+    with ranks(params.device) as rank:
         preflight(name, params, rank, thorough=True)
-    finally:
-        distributed.stop(rank)

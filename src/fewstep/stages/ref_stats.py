@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 
 from fewstep.data.lmdb import ImageDataset
-from fewstep.distributed import Rank, start, stop
+from fewstep.distributed import Rank
 from fewstep.evaluate import feature_network, published_reference, real_images
 from fewstep.files import write_json
-from fewstep.launch import spread_over_gpus
+from fewstep.launch import ranks, several_gpus
 from fewstep.metrics.features import FeatureExtractor
 from fewstep.metrics.frechet import GaussianStats, gaussian_stats
 from fewstep.metrics.memorisation import real_spacing
@@ -40,19 +40,18 @@ def run(params: Params) -> None:
     Raises:
         ValueError: the data are too few for both, or a published reference is not what it should.
     """
-    spread_over_gpus(params.device)
     dataset, m = ImageDataset(DATA, params.data.classes), params.metric
     rest = floor_images(params, len(dataset))
     count = max(m.reference_images + rest, _looked_through(m, len(dataset)))
-    places, rank = real_images(dataset, count), start(params.device)
-    extractor = feature_network(params, rank.device)
-    published = published_reference(params, extractor)  # refused before the work, not behind it
-    outputs = shared_outputs(
-        extractor, lambda part: dataset.read(places[part])[0], count, rank, "ref-stats"
-    )
-    if outputs is not None:
-        write(outputs, dataset, places, extractor, params, rank, published)
-    stop(rank)
+    places = real_images(dataset, count)
+    with ranks(params.device, several_gpus(params.device)) as rank:
+        extractor = feature_network(params, rank.device)
+        published = published_reference(params, extractor)  # refused before the work, not after
+        outputs = shared_outputs(
+            extractor, lambda part: dataset.read(places[part])[0], count, rank, "ref-stats"
+        )
+        if outputs is not None:
+            write(outputs, dataset, places, extractor, params, rank, published)
 
 
 def floor_images(params: Params, images: int) -> int:

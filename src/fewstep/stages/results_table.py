@@ -13,6 +13,7 @@ from fewstep.files import atomic_path, read_json, write_json
 from fewstep.models import MODELS
 from fewstep.params import Params, digest
 from fewstep.provenance import recall, this_run
+from fewstep.report.charts import Curve
 from fewstep.report.figures import loss_curves, read_log, sample_grid
 from fewstep.report.page import Content, Picture, lines_that_fit, write_page
 from fewstep.report.published import Published, as_text, beside, published
@@ -35,29 +36,18 @@ COLUMNS = 10  # of a sample grid, at most
 
 def run(params: Params) -> None:
     about = read_json(ABOUT)
-    floor, g, d = about["floor"], params.generate, params.data
+    floor, d = about["floor"], params.data
     others = published(about["metric"], d.resolution, d.classes)
     rows = [load_row(name, others) for name in params.rows]
     notes = list(dict.fromkeys(note for row in rows for note in row.get("notes", [])))
-    spread = rows[0]["metrics"][rows[0]["metric"]]["std_of"]
-    seeds = (g.first_seed, g.ranges[-1].stop - 1)
-    caption = table_caption(
-        about["metric"],
-        about["reference_images"],
-        seeds,
-        floor,
-        spread,
-        notes,
-        about["reference_file"],
-    )
+    caption = table_caption(rows, about["reference_images"], floor, notes, about["reference_file"])
     write_table(rows, RESULTS, caption)
     write_metrics(rows, floor, RESULTS / "metrics.json")
     pictures = samples_of(params, rows)
     draw_samples(params, pictures)
     logs = {name: MODELS / name / "log.jsonl" for name in params.students}
     loss_curves(logs, RESULTS / "losses.png")
-    for name, log in logs.items():
-        write_loss(log, RESULTS / "losses" / f"{name}.csv")
+    write_curves(logs)
     runs = provenance(params, rows)
     write_json(RESULTS / "provenance.json", runs)
     content = Content(
@@ -170,14 +160,22 @@ def neighbours_note(about: dict[str, Any], params: Params) -> str:
     )
 
 
-def write_loss(log: Path, path: Path) -> None:
-    """kimg and the student's loss, for `dvc plots`."""
-    curves = read_log(log)
-    kimg, losses = curves.get("loss") or curves["loss_dm"]
-    with atomic_path(path) as target, target.open("w") as file:
+def write_curves(logs: dict[str, Path]) -> None:
+    """Each student's loss, and its validation where it has one, over kimg: for `dvc plots`."""
+    (RESULTS / "validation").mkdir(parents=True, exist_ok=True)
+    for student, log in logs.items():
+        curves = read_log(log)
+        write_curve(curves.get("loss") or curves["loss_dm"], RESULTS / "losses", student, "loss")
+        for name, curve in curves.items():
+            if name.startswith("validation/") and not name.startswith("validation/teacher_"):
+                write_curve(curve, RESULTS / "validation", student, "distance")
+
+
+def write_curve(curve: Curve, folder: Path, student: str, column: str) -> None:
+    with atomic_path(folder / f"{student}.csv") as path, path.open("w") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["kimg", "loss"])
-        writer.writerows(zip(kimg.tolist(), losses.tolist(), strict=True))
+        writer.writerow(["kimg", column])
+        writer.writerows(zip(*(values.tolist() for values in curve), strict=True))
 
 
 # --- provenance ---------------------------------------------------------------------------------
@@ -205,7 +203,8 @@ def facts(
     g, now = params.generate, runs["results"]
     machine = now["hardware"]
     gpus = f", {', '.join(machine['gpus'])}" if machine["gpus"] else ""
-    ranges = ", ".join(f"{r.start:,} to {r.stop - 1:,}" for r in g.ranges)
+    most = max((g.ranges(row) for row in params.rows.values()), key=len)
+    ranges = ", ".join(f"{r.start:,} to {r.stop - 1:,}" for r in most)
     return {
         "seeds": f"{ranges}; image i is drawn from its seed alone",
         "classes": {"balanced": "seed modulo classes", "random": "drawn from the seed"}[g.labels],

@@ -1,6 +1,6 @@
 """`fewstep train NAME`: a student by its method -> artifacts/models/NAME."""
 
-from fewstep import distributed, launch
+from fewstep.launch import ranks
 from fewstep.params import Params
 from fewstep.preflight import preflight
 from fewstep.train import student_block, train
@@ -8,12 +8,7 @@ from fewstep.train import student_block, train
 
 def run(params: Params, name: str) -> None:
     student_block(name, params)
-    if not launch.launched():
-        launch.launch(params.device)
-    rank = distributed.start(params.device)
-    try:
+    with ranks(params.device) as rank:
         if rank.device.type == "cuda" or rank.world > 1:  # what is slow or dear to get wrong
             preflight(name, params, rank)
         train(name, params, rank)
-    finally:
-        distributed.stop(rank)
