@@ -4,6 +4,7 @@ Parameters are named as in EDM's checkpoints, which therefore load as they are.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -124,7 +125,9 @@ class UNetBlock(nn.Module):
         recompute: its activations are not kept for the backward pass, but computed again there.
     """
 
-    attention = staticmethod(F.scaled_dot_product_attention)
+    attention: Callable[[Tensor, Tensor, Tensor], Tensor] = staticmethod(
+        F.scaled_dot_product_attention
+    )
     recompute = False
 
     def __init__(
