@@ -1,6 +1,7 @@
 """How networks are computed: layout, kernels, what is compiled or recomputed; `params.performance`.
 
-Results agree up to rounding, so a training may go on under other choices than it began with.
+Results agree up to rounding, so a training may go on under other choices than it began with; but
+dropout draws its masks in the order of memory, so another layout draws others.
 """
 
 import shutil
@@ -31,17 +32,17 @@ def tune(network: Module, performance: Performance) -> Module:
     wanted = set(performance.recompute)
     for unet in (part for part in network.modules() if isinstance(part, UNet)):
         unet.layout = LAYOUTS[performance.layout]
-        stages = {**dict(unet.enc.items()), **dict(unet.dec.items())}
-        levels = {name: int(name.split("x")[0]) for name in stages}  # "32x32_block0": 32
-        if unknown := wanted - set(levels.values()):
+        named = [*unet.enc.items(), *unet.dec.items()]  # both have a "32x32_block0"
+        stages = [(int(name.split("x")[0]), stage) for name, stage in named]
+        if unknown := wanted - (levels := {level for level, _ in stages}):
             raise ValueError(
-                f"need resolutions of {sorted(set(levels.values()))} to recompute, got "
-                f"{sorted(unknown)} (params.yaml: performance.recompute)"
+                f"need resolutions of {sorted(levels)} to recompute, got {sorted(unknown)} "
+                "(params.yaml: performance.recompute)"
             )
-        for name, stage in stages.items():
+        for level, stage in stages:
             if isinstance(stage, UNetBlock):
                 stage.attention = ATTENTION[performance.attention]
-                stage.recompute = levels[name] in wanted
+                stage.recompute = level in wanted
     return network
 
 
@@ -109,7 +110,8 @@ class Graphed:
         places = tuple(t.clone() for t in inputs)
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+        device = places[0].device  # its random stream goes on as if nothing had been tried
+        with torch.random.fork_rng([device]), torch.cuda.stream(aside):
             for _ in range(WARM_UP):
                 self.function(*places)
         torch.cuda.current_stream().wait_stream(aside)
