@@ -64,9 +64,9 @@ def measure(params: Params, options: argparse.Namespace) -> dict[str, Any]:
     }
     random_inputs(params)
     if "training" in options.parts:
-        names = [n for n in methods(params) if not options.methods or n in options.methods]
         found["training"] = {
-            name: training(name, params, variants, device, options.pairs, found) for name in names
+            name: training(name, params, variants, device, options.pairs, found)
+            for name in methods(params, options.methods)
         }
     if "generation" in options.parts:
         found["generation"] = generation(params, variants, device, options.pairs, found)

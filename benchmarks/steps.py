@@ -35,10 +35,16 @@ PARTS = {
 }
 
 
-def methods(params: Params) -> list[str]:
-    """What the preset trains."""
-    own = ["teacher"] if params.teacher.train is not None else []
-    return [*own, *params.students]
+def methods(params: Params, wanted: list[str] | None) -> list[str]:
+    """What the preset trains, or those of it that are wanted.
+
+    Raises:
+        ValueError: one that it does not train.
+    """
+    every = [*(["teacher"] if params.teacher.train is not None else []), *params.students]
+    if unknown := [name for name in wanted or () if name not in every]:
+        raise ValueError(f"need methods of {', '.join(every)}, got {', '.join(unknown)}")
+    return wanted or every
 
 
 def training(

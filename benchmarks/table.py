@@ -23,13 +23,13 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         yield from ["", "Generation:", ""]
         yield from _comparison(found["generation"], "sampler", base)
     if "features" in found or "data" in found:
-        yield from ["", *_table(["", "images/s", "images/s of processor"], _rates(found))]
+        yield from ["", *table(["", "images/s", "images/s of processor"], _rates(found))]
 
 
 def _comparison(rows: dict[str, Any], what: str, base: str) -> Iterator[str]:
     head = [what, "variant", "images/s", "GFLOP an image", "utilisation"]
     head += [f"× {base}", f"× {base}, processor", "memory GiB"]
-    yield from _table(
+    yield from table(
         head,
         (
             [
@@ -51,7 +51,7 @@ def _comparison(rows: dict[str, Any], what: str, base: str) -> Iterator[str]:
 def _parts(rows: dict[str, Any]) -> Iterator[str]:
     each = [(n, v, m["parts"]) for n, row in rows.items() for v, m in row["variants"].items()]
     names = list(each[0][2])
-    yield from _table(
+    yield from table(
         ["method", "variant", *names],
         (
             [method, variant, *(f"{parts[n] / sum(parts.values()):.1%}" for n in names)]
@@ -75,7 +75,7 @@ def _rates(found: dict[str, Any]) -> Iterator[list[str]]:
         yield row("LMDB of 64x64x3, random read into batches", data["random_read"])
 
 
-def _table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
+def table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
     yield "| " + " | ".join(head) + " |"
     yield "|" + " --- |" * len(head)
     for row in rows:
