@@ -10,6 +10,7 @@ table.py      the JSON as Markdown
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -64,17 +65,24 @@ def measure(params: Params, options: argparse.Namespace) -> dict[str, Any]:
     }
     random_inputs(params)
     if "training" in options.parts:
-        found["training"] = {
-            name: training(name, params, variants, device, options.pairs, found)
-            for name in methods(params, options.methods)
-        }
+        found["training"] = {}
+        for name in methods(params, options.methods):
+            say(f"training {name}")
+            found["training"][name] = training(name, params, variants, device, options.pairs, found)
     if "generation" in options.parts:
+        say("generation")
         found["generation"] = generation(params, variants, device, options.pairs, found)
     if "features" in options.parts:
+        say("features")
         found["features"] = feature_rates(params, device, options.pairs)
     if "data" in options.parts:
+        say("data")
         found["data"] = data_rates(options.pairs)
     return found
+
+
+def say(what: str) -> None:
+    print(f"measuring {what}", file=sys.stderr, flush=True)
 
 
 def arguments() -> argparse.Namespace:

@@ -25,6 +25,7 @@ from fewstep.performance import accelerate
 from fewstep.sample import nfe
 
 CPU = torch.device("cpu")
+CPU_BATCH = 64  # images of a sampler's batch there, at most: more would only take longer
 LMDB_IMAGES, LMDB_SHAPE = 4096, (3, 64, 64)
 READ = 256  # images of a batch
 FEATURE_IMAGES = 200
@@ -48,6 +49,8 @@ def generation(
 ) -> dict[str, Any]:
     """Rates of each kind of row and each variant, on a batch of the sampler."""
     networks, batch = {}, params.generate.batch
+    if device.type == "cpu":
+        batch = min(batch, CPU_BATCH)
     for variant, how in variants.items():
         denoiser, _ = load_model("teacher", replace(params, performance=how))
         networks[variant] = accelerate(denoiser.to(device), how, frozen=True)
