@@ -104,6 +104,8 @@ def command(options: argparse.Namespace) -> str:
     words = [f"make bench PRESET={options.preset} VARIANTS='{' '.join(options.variants)}'"]
     extra = [f"--pairs {options.pairs}"] if options.pairs != 7 else []
     extra += [f"--batch {options.batch}"] if options.batch else []
+    extra += [f"--methods {' '.join(options.methods)}"] if options.methods else []
+    extra += [f"--parts {' '.join(options.parts)}"] if options.parts != PARTS else []
     return " ".join(words + ([f"OPTIONS='{' '.join(extra)}'"] if extra else []))
 
 
