@@ -8,7 +8,7 @@ FIND_LINKS := $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 INSTALL = -e '.[dev]' -c constraints.txt
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: help setup repro snakemake report test test-all lint preset constraints
+.PHONY: help setup repro snakemake report bench test test-all lint preset constraints
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -40,6 +40,12 @@ snakemake: setup ## the same by Snakemake, on the GPUs that are there
 
 report: setup ## report.html of what Snakemake made: results, captions, how long each job took
 	snakemake --cores all --report report.html
+
+# make bench PRESET=config/imagenet64.yaml VARIANTS='fast layout plain' OPTIONS='--pairs 3 --batch 8'
+PRESET ?= params.yaml
+VARIANTS ?= fast plain
+bench: setup ## how fast this code is here, and where the time goes: docs/performance.md
+	python benchmarks $(PRESET) --variants $(VARIANTS) $(OPTIONS)
 
 test: setup ## the quick tests, minutes
 	pytest -m 'not slow'

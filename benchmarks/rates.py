@@ -1,0 +1,129 @@
+"""Images a second of what is no training step: sampling, features, LMDB, the Fréchet distance."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from clock import in_turn, seconds_of, summary
+from stand import random_source
+
+from fewstep.data.batches import batch_indices
+from fewstep.data.lmdb import ImageDataset, build_lmdb
+from fewstep.evaluate import generate_images
+from fewstep.flops import forward_flops
+from fewstep.metrics.features import FeatureExtractor, extract_outputs, load_features
+from fewstep.metrics.frechet import frechet_distance, gaussian_stats
+from fewstep.metrics.inception import Inception
+from fewstep.models import build_denoiser, load_model
+from fewstep.params import Params, Performance, Row
+from fewstep.performance import accelerate
+from fewstep.sample import nfe
+
+CPU = torch.device("cpu")
+CPU_BATCH = 64  # images of a sampler's batch there, at most: more would only take longer
+LMDB_IMAGES, LMDB_SHAPE = 4096, (3, 64, 64)
+READ = 256  # images of a batch
+FEATURE_IMAGES = 200
+
+
+def kinds(params: Params) -> dict[str, Row]:
+    """One row of each sampler, number of steps and guidance: whose weights it is costs the same."""
+    rows: dict[str, Row] = {}
+    for row in params.rows.values():
+        guided = "" if row.guidance_scale == 1 else " guided"
+        rows.setdefault(f"{row.sampler} {row.steps}{guided}", replace(row, model="teacher"))
+    return rows
+
+
+def generation(
+    params: Params,
+    variants: Mapping[str, Performance],
+    device: torch.device,
+    pairs: int,
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Rates of each kind of row and each variant, on a batch of the sampler."""
+    networks, batch = {}, params.generate.batch
+    if device.type == "cpu":
+        batch = min(batch, CPU_BATCH)
+    for variant, how in variants.items():
+        denoiser, _ = load_model("teacher", replace(params, performance=how))
+        networks[variant] = accelerate(denoiser.to(device), how, frozen=True)
+    flops, _ = forward_flops(build_denoiser(params), params)
+    found = {}
+    for kind, row in kinds(params).items():
+        make = partial(generate_images, params, row)
+        actions = {v: partial(make, n, range(batch), device) for v, n in networks.items()}
+        in_turn(actions, 1, device)  # compilation
+        calls = nfe(row.sampler, row.steps, row.guidance_scale)
+        each = summary(in_turn(actions, pairs, device), batch, about["baseline"])
+        for variant in each.values():
+            rate = variant["images_per_second"] * calls * flops
+            variant["utilisation"] = rate / about["matmul_flops_per_second"]
+        found[kind] = {
+            "images": batch,
+            "nfe": calls,
+            "flops_per_image": calls * flops,
+            "variants": each,
+        }
+    return found
+
+
+def feature_network(params: Params, device: torch.device) -> FeatureExtractor:
+    """The preset's, or Inception-2015 with random weights where it names others to download."""
+    if params.metric.weights is None:
+        return load_features(params.metric.features, device)
+    network = Inception().eval().requires_grad_(False).to(device)
+    return FeatureExtractor("inception-2015, random", "random", 2048, "", network, device)
+
+
+def feature_rates(params: Params, device: torch.device, repeats: int) -> dict[str, Any]:
+    """Features of the preset's network, and the distance between two sets of random ones."""
+    extractor, d = feature_network(params, device), params.data
+    shape = (FEATURE_IMAGES, d.channels, d.resolution, d.resolution)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    extract = partial(extract_outputs, extractor.outputs, workers=extractor.workers)
+    extract([images])
+    rows = np.random.default_rng(1).standard_normal((2, extractor.dim + 100, extractor.dim))
+    stats = [gaussian_stats(each) for each in rows]
+    return {
+        "network": extractor.name,
+        "dim": extractor.dim,
+        "extraction": _rate(lambda: extract([images]), FEATURE_IMAGES, device, repeats),
+        "statistics": _rate(lambda: gaussian_stats(rows[0]), len(rows[0]), CPU, repeats),
+        "distance_seconds": _median(lambda: frechet_distance(*stats), CPU, repeats),
+    }
+
+
+def data_rates(repeats: int) -> dict[str, Any]:
+    """Building an LMDB of 64x64x3 images with labels, and reading random batches of it."""
+    file, source = Path("rates.lmdb"), random_source(LMDB_IMAGES, LMDB_SHAPE, 1000)
+    build = partial(build_lmdb, source, file, silent=True)
+    built = _rate(build, LMDB_IMAGES, CPU, min(repeats, 3))
+    dataset = ImageDataset(file)
+    places = [batch_indices(n, READ, LMDB_IMAGES, 0) for n in range(0, LMDB_IMAGES, READ)]
+
+    def read() -> None:
+        for indices in places:
+            for array in dataset.read(indices):
+                torch.from_numpy(array)
+
+    read()
+    found = {"build": built, "random_read": _rate(read, LMDB_IMAGES, CPU, repeats)}
+    file.unlink()
+    return found
+
+
+def _median(action: Any, device: torch.device, repeats: int) -> list[float]:  # noqa: ANN401
+    samples = [seconds_of(action, device) for _ in range(repeats)]
+    return [median(float(s[clock]) for s in samples) for clock in (0, 1)]
+
+
+def _rate(action: Any, images: int, device: torch.device, repeats: int) -> dict[str, float]:  # noqa: ANN401
+    wall, cpu = _median(action, device, repeats)
+    return {"images_per_second": images / wall, "images_per_cpu_second": images / cpu}

@@ -1,0 +1,177 @@
+"""The benchmark: all parts are there, add up, and variants compute the same."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from experiment import tiny_params
+from fewstep.files import read_json
+from fewstep.flops import forward_flops
+from fewstep.models import build_denoiser
+from fewstep.params import Performance
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+METHODS = ["teacher", "cd", "dmd2-1", "dmd2-4"]
+VARIANTS = ["fast", "plain"]
+
+
+def bench(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """`make bench` of config/tiny.yaml without dropout, whose masks follow the layout."""
+    tiny_params(folder, teacher__train__dropout=0.0, students__cd__dropout=0.0)
+    out = str(folder / "found.json")
+    command = [sys.executable, str(BENCHMARKS), "params.yaml", "--out", out, "--pairs", "1"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *options], cwd=folder, env=environ, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("bench")
+    run = bench(folder, "--batch", "8")
+    assert run.returncode == 0, run.stderr
+    return folder, run.stdout
+
+
+@pytest.fixture(scope="module")
+def found(done: tuple[Path, str]) -> dict[str, Any]:
+    return read_json(done[0] / "found.json")
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The benchmark's own modules can be imported, and are forgotten afterwards."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if (BENCHMARKS / f"{name}.py").exists():
+            del sys.modules[name]
+
+
+def test_every_method_kind_of_row_and_variant_is_measured(found: dict[str, Any]) -> None:
+    assert list(found["training"]) == METHODS
+    assert set(found["generation"]) == {
+        "heun 4",
+        "euler 4",
+        "ddim 4",
+        "renoise 1",
+        "renoise 4 guided",
+    }
+    for row in [*found["training"].values(), *found["generation"].values()]:
+        assert list(row["variants"]) == VARIANTS
+        for variant in row["variants"].values():
+            assert variant["images_per_second"] == pytest.approx(row["images"] / variant["seconds"])
+            assert 0 < variant["cpu_seconds"]
+            assert 0 < variant["utilisation"] < 1
+        assert row["variants"]["plain"]["speedup"] == 1.0
+    assert found["features"]["extraction"]["images_per_second"] > 0
+    assert found["data"]["random_read"]["images_per_cpu_second"] > 0
+    assert found["variants"]["plain"] == {**vars(Performance("contiguous", "plain", "loop")),
+                                          "recompute": []}  # fmt: skip
+
+
+def test_parts_add_up_to_the_step(found: dict[str, Any]) -> None:
+    for name, row in found["training"].items():
+        for variant in row["variants"].values():
+            together = sum(variant["cpu_parts"].values())
+            # another cycle than the one that was measured whole, of other roll-outs
+            assert variant["cpu_seconds"] / 3 < together < 3 * variant["cpu_seconds"], name
+            assert variant["parts"]["rest"] < 0.3 * sum(variant["parts"].values()), name
+
+
+def test_a_part_is_timed_where_the_method_has_it(found: dict[str, Any]) -> None:
+    parts = {name: row["variants"]["fast"]["parts"] for name, row in found["training"].items()}
+    everywhere = {"data", "student", "backward", "optimiser", "averages", "log", "rest"}
+    only = {
+        "teacher": everywhere,
+        "cd": {*everywhere, "teacher"},
+        "dmd2-1": {*everywhere, "teacher", "critic", "critic backward"},
+        "dmd2-4": {*everywhere, "teacher", "critic", "critic backward"},
+    }
+    for name, seconds in parts.items():
+        assert {part for part, value in seconds.items() if value > 0} == only[name]
+
+
+def test_variants_have_equal_losses(found: dict[str, Any]) -> None:
+    for row in found["training"].values():
+        fast, plain = (row["variants"][v]["loss"] for v in VARIANTS)
+        assert fast and fast == pytest.approx(plain, rel=1e-4)
+
+
+def test_the_table_is_printed_and_the_users_folder_is_left_alone(done: tuple[Path, str]) -> None:
+    folder, output = done
+    assert {file.name for file in folder.iterdir()} == {"params.yaml", "found.json", "found.md"}
+    assert output.strip() == (folder / "found.md").read_text().strip()
+    for name in METHODS:
+        assert f"| {name} | fast |" in output
+
+
+def test_an_unknown_variant_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    run = bench(tmp_path, "--variants", "fast", "faster")
+    assert run.returncode != 0
+    assert "need variants of plain, fast, layout, attention" in run.stderr
+    assert "got faster" in run.stderr
+
+
+def test_a_switch_differs_from_plain_by_itself_alone(modules: None, tmp_path: Path) -> None:
+    from variants import SWITCHES, known  # pyright: ignore[reportMissingImports]
+
+    every = known(tiny_params(tmp_path, performance={"attention": "plain"}))
+    plain = vars(every["plain"])
+    for name in (*SWITCHES, "recompute"):
+        assert sum(vars(every[name])[key] != plain[key] for key in plain) == 1, name
+    assert every["fast"] == Performance(attention="plain")
+    assert every["fast+recompute"] == Performance(attention="plain", recompute=(16,))
+
+
+def test_the_floor_has_all_operations_that_are_counted_elsewhere(
+    modules: None, tmp_path: Path
+) -> None:
+    from floor import REST, forward_traffic  # pyright: ignore[reportMissingImports]
+
+    params = tiny_params(tmp_path)
+    found = forward_traffic(params, batch=2)
+    total, _ = forward_flops(build_denoiser(params), params)
+    assert sum(flops for flops, _ in found.values()) == 2 * total
+    assert found[REST][0] == 0
+    more = forward_traffic(params, batch=4)
+    for kind, (_, moved) in found.items():
+        assert moved < more[kind][1] <= 2 * moved, "weights are read once, whatever the batch"
+
+
+def test_what_runs_inside_a_part_is_not_counted_there(
+    modules: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import clock  # pyright: ignore[reportMissingImports]
+
+    ticks = iter(range(100))
+    monkeypatch.setattr(clock, "now", lambda device: torch.ones(2).numpy() * next(ticks))
+    parts = clock.Parts(torch.device("cpu"))
+    inner = parts.watched(lambda: None, "inner")
+    with parts.part("outer"):  # 0 .. 5
+        inner()  # 1 .. 2
+        inner()  # 3 .. 4
+    assert {name: seconds.tolist() for name, seconds in parts.seconds.items()} == {
+        "outer": [3, 3],
+        "inner": [2, 2],
+    }
+
+
+def test_speed_is_compared_pair_by_pair(modules: None) -> None:
+    from clock import summary  # pyright: ignore[reportMissingImports]
+
+    wall = {"plain": [2.0, 20.0, 3.0], "fast": [1.0, 10.0, 1.0]}  # the second pair was disturbed
+    samples = {v: [torch.tensor([s, s]).numpy() for s in each] for v, each in wall.items()}
+    found = summary(samples, 12, "plain")
+    assert found["fast"]["speedup"] == 2.0
+    assert found["fast"]["images_per_second"] == 12.0
+    assert found["plain"]["seconds"] == 3.0
