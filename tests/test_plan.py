@@ -132,7 +132,8 @@ def test_kept_activations_are_those_of_a_real_forward_pass(kind: str, toy: Param
         denoiser(x, torch.ones(3), torch.zeros(3, d.classes))
     have = sum(storage.nbytes() for storage in kept.values())
     assert have == pytest.approx(3 * saved.image + saved.cast, rel=0.02)
-    assert 0 < saved.encoder_image < saved.image and saved.cast == 0
+    ordered = sum(p.numel() for name, p in denoiser.named_parameters() if "qkv.weight" in name)
+    assert 0 < saved.encoder_image < saved.image and saved.cast == 4 * ordered
 
 
 def test_half_precision_halves_activations_but_casts_the_weights(toy: Params) -> None:
@@ -180,6 +181,14 @@ def test_warnings_name_world_disk_and_segments(seed: Params) -> None:
     rich = [w for w in plan.warnings(seed, students, H100) if "segment" not in w]
     assert [w.split(":")[0] for w in rich] == ["teacher", "metric.reference"]
     assert all("is unknown; `fewstep download-all`" in w for w in rich)
+
+
+def test_recomputing_and_sharding_are_planned(seed: Params) -> None:
+    usual = plan.plan_student("cd-8", seed.students["cd-8"], seed, 8).memory
+    thrifty = replace(seed, performance=Performance(recompute=(64, 32), shard=True))
+    saved = plan.plan_student("cd-8", seed.students["cd-8"], thrifty, 8).memory
+    assert saved["optimiser"] == usual["optimiser"] / 8
+    assert saved["activations"] < usual["activations"] / 2, "these levels hold most of them"
 
 
 def test_rows_cost_all_their_seed_ranges(seed: Params) -> None:

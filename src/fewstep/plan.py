@@ -82,7 +82,7 @@ class Hardware:
 @dataclass(frozen=True)
 class Saved:
     """Bytes that a forward pass keeps for its backward pass: each image's, and those of no image
-    (weights cast to the precision); of the whole network and of its encoder."""
+    (weights cast to the precision, or put in order); of the whole network and of its encoder."""
 
     image: int
     encoder_image: int
@@ -122,11 +122,11 @@ class StudentPlan:
         return (self.block.keep_checkpoints + 2) * self.state + self.snapshots
 
 
-def plan_students(params: Params) -> Iterator[StudentPlan]:
-    """What each student costs, a teacher that is trained first."""
+def plan_students(params: Params, world: int = 2) -> Iterator[StudentPlan]:
+    """What each student costs on `world` GPUs, a teacher that is trained first."""
     blocks = {"teacher": params.teacher.train} if params.teacher.train else {}
     for name, block in {**blocks, **params.students}.items():
-        yield plan_student(name, block, params)
+        yield plan_student(name, block, params, world)
 
 
 def plan_student(name: str, block: Student, params: Params, world: int = 2) -> StudentPlan:
@@ -139,7 +139,7 @@ def plan_student(name: str, block: Student, params: Params, world: int = 2) -> S
     memory = {
         "weights": 4 * count(*networks(method)),
         "gradients": sum(trained) if world > 1 else max(trained),
-        "optimiser": 2 * sum(trained),
+        "optimiser": 2 * sum(trained) / (world if params.performance.shard else 1),
         "average": size,
         "phema": stds * size,
         "activations": activations(method, block, params),
@@ -342,12 +342,13 @@ def _memory_warnings(student: StudentPlan, params: Params, hardware: Hardware) -
         return
     block, fits = student.block, 0
     for size in (n for n in range(1, block.batch_gpu) if block.batch % n == 0):
-        smaller = plan_student(student.name, replace(block, batch_gpu=size), params)
+        smaller = plan_student(student.name, replace(block, batch_gpu=size), params, hardware.world)
         fits = size if smaller.total_memory <= room else fits
     repair = f"{fits} would do" if fits else "no batch_gpu would do"
     yield (
         f"{student.name}: need {student.total_memory / GB:.0f} GB of {room / GB:.0f} GB a GPU for "
-        f"batch_gpu {block.batch_gpu}; {repair} (params.yaml: students.{student.name}.batch_gpu)"
+        f"batch_gpu {block.batch_gpu}; {repair} (params.yaml: students.{student.name}.batch_gpu; "
+        "or performance.recompute)"
     )
 
 

@@ -39,7 +39,7 @@ def run(
         )
     free = shutil.disk_usage(".").free if disk is None else disk * GB
     hardware = Hardware(GPUS[gpu], gpus, nodes, utilisation, free)
-    students = list(plan.plan_students(params))
+    students = list(plan.plan_students(params, hardware.world))
     print("\n".join(describe(params, students, hardware, gpu, images)))
 
 
