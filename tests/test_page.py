@@ -138,22 +138,47 @@ def test_many_classes_show_the_extremes(tmp_path: Path) -> None:
     assert ">class 999<" in text and ">class 500<" not in text
 
 
+def test_the_slider_goes_over_the_steps_of_one_model_after_another(tmp_path: Path) -> None:
+    rows = [
+        row("cd-8", 8, 8.0),
+        row("teacher-euler-4", 4, 30.0, student="teacher", sampler="euler"),
+        row("cd-8-guided", 8, 8.0, guidance_scale=1.5),
+        row("teacher-heun-7", 7, 9.0, student="teacher", sampler="heun"),
+        row("cd-4", 4, 12.0),
+        row("teacher-euler-2", 2, 60.0, student="teacher", sampler="euler"),
+        row("cd-4-guided", 4, 12.0, guidance_scale=1.5),
+    ]
+    write_page(content(rows), tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    cd = ["cd-4", "cd-8", "cd-4-guided", "cd-8-guided"]
+    slides = [*cd, "teacher-euler-2", "teacher-euler-4", "teacher-heun-7"]
+    shown = re.findall(r"<figcaption><b>([^<]+)</b>", text)
+    assert shown == ["real images", *slides, *slides], "samples, and their neighbours"
+
+
 # --- published values ---------------------------------------------------------------------------
 
 
-IMAGENET = published("FID", 64, 1000)
+EDM = {"url": "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/imagenet-64x64.npz", "sha256": "1"}
+IMAGENET = published("FID", 64, 1000, EDM)
 
 
-def test_published_values_stand_beside_their_like_and_only_for_the_same_data() -> None:
-    assert published("FD-EffLite0", 64, 1000) == published("FID", 16, 10) == []
+def test_published_values_stand_only_beside_scores_against_the_same_reference() -> None:
+    assert IMAGENET and all(p.source for p in IMAGENET)
+    others = ("VIRTUAL_imagenet64_labeled.npz", "imagenet-64x64.npz/mine.npz")
+    for reference in (None, *({**EDM, "url": f"https://x.org/{name}"} for name in others)):
+        assert published("FID", 64, 1000, reference) == []
+    shapes = [("FD-EffLite0", 64, 1000), ("FD-Inception", 64, 1000), ("FID", 64, 10)]
+    for shape in [*shapes, ("FID", 32, 1000), ("FID", 32, 10)]:
+        assert published(*shape, EDM) == []
+
+
+def test_published_values_stand_beside_their_like() -> None:
     teacher = row("t", 511, 1.4, student="teacher", sampler="churn")
     assert as_text(beside(teacher, IMAGENET)) == "1.36 (EDM: stochastic sampler, lowest of 3 seeds)"
     assert {p.fid for p in beside(row("cd", 8, 2.0), IMAGENET)} == {2.3, 1.4}
     assert beside(row("cd", 3, 2.0), IMAGENET) == []
-    cifar = published("FID", 32, 10)
-    heun = row("t", 35, 1.9, student="teacher", sampler="heun")
-    assert [p.fid for p in beside(heun, cifar)] == [1.79] and beside(heun, IMAGENET) == []
-    assert all(p.source for p in [*IMAGENET, *cifar])
+    assert beside(row("t", 35, 1.9, student="teacher", sampler="heun"), IMAGENET) == []
 
 
 def test_published_values_have_a_table_and_a_column_of_their_own(tmp_path: Path) -> None:
