@@ -203,7 +203,16 @@ window.addEventListener("load", () => {
   const slider = document.querySelector(".viewer input");
   slider.value = 2; slider.dispatchEvent(new Event("input"));
   const shown = [...document.querySelectorAll(".viewer")[0].querySelectorAll("figure")].filter((f) => !f.hidden);
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const light = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map((c) => c / 255)
+    .map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const contrast = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05); // WCAG 2.1
+  const paper = light(getComputedStyle(document.body).backgroundColor);
+  const faint = [...document.querySelectorAll("h1, h2, p, a, b, th, td, figcaption, summary, footer, svg text")]
+    .filter((e) => { const s = getComputedStyle(e); return contrast(light(e.closest("svg") ? s.fill : s.color), paper) < 4.5; });
   const said = {
+    width: innerWidth, dark: dark, darkPaper: paper < 0.2, faint: faint.map((e) => e.textContent.slice(0, 40)),
     clipped: clipped.map((e) => e.textContent.trim().slice(0, 40)),
     wide: document.documentElement.scrollWidth > innerWidth + 1,
     charts: [...document.querySelectorAll("figure svg")].every((s) => s.getBoundingClientRect().height > 100),
@@ -217,24 +226,34 @@ window.addEventListener("load", () => {
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-@pytest.mark.parametrize("width", [500, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_the_page_without_an_error_and_clips_nothing(
-    width: int, page: Path, tmp_path: Path
+    width: int, scheme: str, page: Path, tmp_path: Path
 ) -> None:
-    probed = tmp_path / "probed.html"
-    probed.write_text(page.read_text().replace("</body>", PROBE))
+    (tmp_path / "probed.html").write_text(page.read_text().replace("</body>", PROBE))
+    frame = tmp_path / "frame.html"  # no window of Chromium is as narrow as a phone
+    frame.write_text(
+        f"<meta name=color-scheme content='light dark'><body style='margin: 0'><iframe "
+        f"src=probed.html width={width} height=900 style='border: 0'></iframe></body>"
+    )
     command = [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu"]
     command += [
         "--enable-logging=stderr",
-        f"--window-size={width},900",
+        "--window-size=1300,900",
         f"--user-data-dir={tmp_path}",
+        f"--screenshot={tmp_path}/shot.png",
+        f"--blink-settings=preferredColorScheme={int(scheme == 'light')}",
+        frame.as_uri(),
     ]
-    command += [f"--user-data-dir={tmp_path}", f"--screenshot={tmp_path}/shot.png"]
-    command.append(probed.as_uri())
     run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     console = [line for line in run.stderr.splitlines() if "CONSOLE" in line]
     assert len(console) == 1 and "SAID" in console[0], run.stderr
     for said in (
+        f'"width":{width}',
+        f'"dark":{str(scheme == "dark").lower()}',
+        f'"darkPaper":{str(scheme == "dark").lower()}',
+        '"faint":[]',
         '"clipped":[]',
         '"wide":false',
         '"charts":true',
