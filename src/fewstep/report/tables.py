@@ -245,9 +245,11 @@ def write_metrics(
 
 
 def _column(row: Row) -> str:
-    """`FID-ref-1a2b3c4d`: against a published file, by its sha256. `FD-EffLite0-ref-1a2b3c4d-10000`:
-    against that many images of our own data, by the sha256 of their content. `FD-DINOv2-net-...`:
-    by the sha256 of the weights. No dots: DVC takes them for levels."""
+    """`FID-ref-1a2b3c4d`: against a published file, by its sha256.
+
+    `FD-EffLite0-ref-1a2b3c4d-10000`: against 10,000 images of our own data, by the sha256 of all.
+    `FD-DINOv2-net-1a2b3c4d-ref-...`: with weights of that sha256. No dots: to DVC they are levels.
+    """
     net = "" if row["metric"] in PINNED else f"-net-{row['detector_sha256'][:8]}"
     if (file := row["reference_file"]) is not None:
         return f"{row['metric']}{net}-ref-{file['sha256'][:8]}"
