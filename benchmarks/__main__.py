@@ -5,6 +5,7 @@ variants.py   the ways of computing that are compared
 clock.py      seconds of wall and processor, by part; A B A B ...
 steps.py      a training step of each method, whole and split into its parts
 rates.py      generation, features, LMDB, Fréchet distance
+ingest.py     build-lmdb on PNGs in a zip, and what ImageNet takes
 table.py      the JSON as Markdown
 """
 
@@ -16,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from ingest import ingest_rates
 from rates import data_rates, feature_rates, generation
 from stand import prepare, random_inputs
 from steps import methods, training
@@ -29,6 +31,7 @@ from fewstep.params import Params, load_params
 from fewstep.provenance import this_run
 
 RESULTS = Path(__file__).parent / "results"
+IMAGES = 50_000
 PARTS = ("training", "generation", "features", "data")
 
 
@@ -78,6 +81,8 @@ def measure(params: Params, options: argparse.Namespace) -> dict[str, Any]:
     if "data" in options.parts:
         say("data")
         found["data"] = data_rates(options.pairs)
+        say("build-lmdb")
+        found["data"]["ingest"] = ingest_rates(options.images)
     return found
 
 
@@ -93,6 +98,7 @@ def arguments() -> argparse.Namespace:
     add("--variants", nargs="+", default=["fast", "plain"], help="the last is the baseline")
     add("--pairs", type=int, default=7, help="measurements of each variant; default 7")
     add("--batch", type=int, help="images of a step and of a sampler's batch; default the preset's")
+    add("--images", type=int, default=IMAGES, help=f"PNGs for build-lmdb; default {IMAGES}")
     add("--methods", nargs="+", help="students to train; default all")
     add("--parts", nargs="+", choices=PARTS, default=PARTS, help="default all")
     add("--out", type=Path, help="JSON file; default benchmarks/results/PRESET-DEVICE.json")
@@ -104,6 +110,7 @@ def command(options: argparse.Namespace) -> str:
     words = [f"make bench PRESET={options.preset} VARIANTS='{' '.join(options.variants)}'"]
     extra = [f"--pairs {options.pairs}"] if options.pairs != 7 else []
     extra += [f"--batch {options.batch}"] if options.batch else []
+    extra += [f"--images {options.images}"] if options.images != IMAGES else []
     extra += [f"--methods {' '.join(options.methods)}"] if options.methods else []
     extra += [f"--parts {' '.join(options.parts)}"] if options.parts != PARTS else []
     return " ".join(words + ([f"OPTIONS='{' '.join(extra)}'"] if extra else []))

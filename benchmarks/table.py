@@ -24,6 +24,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         yield from _comparison(found["generation"], "sampler", base)
     if "features" in found or "data" in found:
         yield from ["", *table(["", "images/s", "images/s of processor"], _rates(found))]
+    if "data" in found:
+        yield from ["", _imagenet(found["data"]["ingest"])]
 
 
 def _comparison(rows: dict[str, Any], what: str, base: str) -> Iterator[str]:
@@ -71,8 +73,19 @@ def _rates(found: dict[str, Any]) -> Iterator[list[str]]:
         wall, cpu = features["distance_seconds"]
         yield [f"Fréchet distance in {features['dim']}", f"{wall:.3g} s", f"{cpu:.3g} s"]
     if data := found.get("data"):
+        ingest = data["ingest"]
+        name = f"build-lmdb of {ingest['images']:,} PNGs of 64x64 in a zip"
+        yield row(f"{name}, {ingest['processes']} processes", ingest)
         yield row("LMDB of 64x64x3, build", data["build"])
         yield row("LMDB of 64x64x3, random read into batches", data["random_read"])
+
+
+def _imagenet(ingest: dict[str, Any]) -> str:
+    peak, reckoned = (ingest[key] / 2**20 for key in ("peak_bytes", "imagenet_peak_bytes"))
+    return (
+        f"build-lmdb, all processes together: {peak:,.0f} MiB at most. ImageNet's 1,281,167 images "
+        f"at that rate: {ingest['imagenet_minutes']:.3g} minutes, {reckoned:,.0f} MiB."
+    )
 
 
 def table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:

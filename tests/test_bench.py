@@ -36,7 +36,7 @@ def bench(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("bench")
-    run = bench(folder, "--batch", "8")
+    run = bench(folder, "--batch", "8", "--images", "300")
     assert run.returncode == 0, run.stderr
     return folder, run.stdout
 
@@ -62,6 +62,7 @@ def test_every_method_kind_of_row_and_variant_is_measured(found: dict[str, Any])
     assert set(found["generation"]) == {
         "heun 4",
         "euler 4",
+        "churn 4",
         "ddim 4",
         "renoise 1",
         "renoise 4 guided",
@@ -75,8 +76,42 @@ def test_every_method_kind_of_row_and_variant_is_measured(found: dict[str, Any])
         assert row["variants"]["plain"]["speedup"] == 1.0
     assert found["features"]["extraction"]["images_per_second"] > 0
     assert found["data"]["random_read"]["images_per_cpu_second"] > 0
+    assert 0 < found["data"]["ingest"]["images_per_second"] < 300
     assert found["variants"]["plain"] == {**vars(Performance("contiguous", "plain", "loop")),
                                           "recompute": []}  # fmt: skip
+
+
+def test_what_imagenet_takes_is_reckoned_from_fewer_images(
+    modules: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ingest  # pyright: ignore[reportMissingImports]
+
+    def build(data: object, images: int) -> dict[str, float]:  # 100 images/s, 2 kB each
+        return {"images": images, "images_per_second": 100.0, "peak_bytes": 10**8 + 2000 * images}
+
+    monkeypatch.setattr(ingest, "_build", build)
+    found = ingest.ingest_rates(50_000)
+    assert found["images"] == 50_000 and found["peak_bytes"] == 2 * 10**8
+    assert found["imagenet_minutes"] == pytest.approx(1_281_167 / 6000)
+    assert found["imagenet_peak_bytes"] == pytest.approx(10**8 + 2000 * 1_281_167)
+
+
+def test_the_memory_of_a_family_and_its_processor_time_are_measured(
+    modules: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ingest  # pyright: ignore[reportMissingImports]
+    import psutil
+
+    holds = "held = bytearray(b'1') * 10**8; import time; print(flush=True); time.sleep(60)"
+    starts = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {holds!r}])"
+    process = psutil.Popen([sys.executable, "-c", starts], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline()
+    try:
+        assert 10**8 < ingest._resident(process) < 2 * 10**8
+    finally:
+        for member in [*process.children(recursive=True), process]:
+            member.kill()
+        process.wait()
 
 
 def test_parts_add_up_to_the_step(found: dict[str, Any]) -> None:

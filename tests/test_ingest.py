@@ -569,6 +569,36 @@ def test_a_killed_build_goes_on_with_the_same_bytes(
     assert sha256_file(out) == sha256
 
 
+WEIGHED = """
+import re, sys
+from pathlib import Path
+from fewstep.data import ingest, sources
+
+if __name__ == "__main__":
+    source = sources.open_source(sys.argv[1], 64, 3, 4)
+    ingest.ingest(source, Path(sys.argv[2]), workers=2, silent=True)
+    # not ru_maxrss, which begins at what the process that started this one had
+    print(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_hardly_grows_with_the_images(tmp_path: Path) -> None:
+    (tmp_path / "build.py").write_text(WEIGHED)
+    images = RNG.integers(0, 256, (16, 3, 64, 64), np.uint8)
+    files, peaks = [encoded(image) for image in images], []
+    for count in (5_000, 20_000):
+        names = [f"{i % 4}/{i:05}.png" for i in range(count)]
+        pairs = [[name, i % 4] for i, name in enumerate(names)]
+        members = {name: files[i % 16] for i, name in enumerate(names)}
+        members["dataset.json"] = json.dumps({"labels": pairs}).encode()
+        source = write_zip(tmp_path / f"{count}.zip", members)
+        command = [sys.executable, tmp_path / "build.py", source, tmp_path / f"{count}.lmdb"]
+        peaks.append(1024 * int(subprocess.check_output(command)))
+    assert peaks[1] - peaks[0] < 15_000 * 2048, "names, places and labels, not 12,288 bytes"
+
+
 def test_a_worker_that_dies_ends_the_build_with_a_message() -> None:
     parts: list[Any] = [Call(os._exit, 1)]  # which whoever unpickles it does
     with pytest.raises(ValueError, match=r"need 2 processes .*died.*data\.workers"):

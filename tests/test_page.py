@@ -138,22 +138,47 @@ def test_many_classes_show_the_extremes(tmp_path: Path) -> None:
     assert ">class 999<" in text and ">class 500<" not in text
 
 
+def test_the_slider_goes_over_the_steps_of_one_model_after_another(tmp_path: Path) -> None:
+    rows = [
+        row("cd-8", 8, 8.0),
+        row("teacher-euler-4", 4, 30.0, student="teacher", sampler="euler"),
+        row("cd-8-guided", 8, 8.0, guidance_scale=1.5),
+        row("teacher-heun-7", 7, 9.0, student="teacher", sampler="heun"),
+        row("cd-4", 4, 12.0),
+        row("teacher-euler-2", 2, 60.0, student="teacher", sampler="euler"),
+        row("cd-4-guided", 4, 12.0, guidance_scale=1.5),
+    ]
+    write_page(content(rows), tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    cd = ["cd-4", "cd-8", "cd-4-guided", "cd-8-guided"]
+    slides = [*cd, "teacher-euler-2", "teacher-euler-4", "teacher-heun-7"]
+    shown = re.findall(r"<figcaption><b>([^<]+)</b>", text)
+    assert shown == ["real images", *slides, *slides], "samples, and their neighbours"
+
+
 # --- published values ---------------------------------------------------------------------------
 
 
-IMAGENET = published("FID", 64, 1000)
+EDM = {"url": "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/imagenet-64x64.npz", "sha256": "1"}
+IMAGENET = published("FID", 64, 1000, EDM)
 
 
-def test_published_values_stand_beside_their_like_and_only_for_the_same_data() -> None:
-    assert published("FD-EffLite0", 64, 1000) == published("FID", 16, 10) == []
+def test_published_values_stand_only_beside_scores_against_the_same_reference() -> None:
+    assert IMAGENET and all(p.source for p in IMAGENET)
+    others = ("VIRTUAL_imagenet64_labeled.npz", "imagenet-64x64.npz/mine.npz")
+    for reference in (None, *({**EDM, "url": f"https://x.org/{name}"} for name in others)):
+        assert published("FID", 64, 1000, reference) == []
+    shapes = [("FD-EffLite0", 64, 1000), ("FD-Inception", 64, 1000), ("FID", 64, 10)]
+    for shape in [*shapes, ("FID", 32, 1000), ("FID", 32, 10)]:
+        assert published(*shape, EDM) == []
+
+
+def test_published_values_stand_beside_their_like() -> None:
     teacher = row("t", 511, 1.4, student="teacher", sampler="churn")
     assert as_text(beside(teacher, IMAGENET)) == "1.36 (EDM: stochastic sampler, lowest of 3 seeds)"
     assert {p.fid for p in beside(row("cd", 8, 2.0), IMAGENET)} == {2.3, 1.4}
     assert beside(row("cd", 3, 2.0), IMAGENET) == []
-    cifar = published("FID", 32, 10)
-    heun = row("t", 35, 1.9, student="teacher", sampler="heun")
-    assert [p.fid for p in beside(heun, cifar)] == [1.79] and beside(heun, IMAGENET) == []
-    assert all(p.source for p in [*IMAGENET, *cifar])
+    assert beside(row("t", 35, 1.9, student="teacher", sampler="heun"), IMAGENET) == []
 
 
 def test_published_values_have_a_table_and_a_column_of_their_own(tmp_path: Path) -> None:
@@ -178,7 +203,16 @@ window.addEventListener("load", () => {
   const slider = document.querySelector(".viewer input");
   slider.value = 2; slider.dispatchEvent(new Event("input"));
   const shown = [...document.querySelectorAll(".viewer")[0].querySelectorAll("figure")].filter((f) => !f.hidden);
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const light = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map((c) => c / 255)
+    .map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const contrast = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05); // WCAG 2.1
+  const paper = light(getComputedStyle(document.body).backgroundColor);
+  const faint = [...document.querySelectorAll("h1, h2, p, a, b, th, td, figcaption, summary, footer, svg text")]
+    .filter((e) => { const s = getComputedStyle(e); return contrast(light(e.closest("svg") ? s.fill : s.color), paper) < 4.5; });
   const said = {
+    width: innerWidth, dark: dark, darkPaper: paper < 0.2, faint: faint.map((e) => e.textContent.slice(0, 40)),
     clipped: clipped.map((e) => e.textContent.trim().slice(0, 40)),
     wide: document.documentElement.scrollWidth > innerWidth + 1,
     charts: [...document.querySelectorAll("figure svg")].every((s) => s.getBoundingClientRect().height > 100),
@@ -192,24 +226,34 @@ window.addEventListener("load", () => {
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-@pytest.mark.parametrize("width", [500, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_the_page_without_an_error_and_clips_nothing(
-    width: int, page: Path, tmp_path: Path
+    width: int, scheme: str, page: Path, tmp_path: Path
 ) -> None:
-    probed = tmp_path / "probed.html"
-    probed.write_text(page.read_text().replace("</body>", PROBE))
+    (tmp_path / "probed.html").write_text(page.read_text().replace("</body>", PROBE))
+    frame = tmp_path / "frame.html"  # no window of Chromium is as narrow as a phone
+    frame.write_text(
+        f"<meta name=color-scheme content='light dark'><body style='margin: 0'><iframe "
+        f"src=probed.html width={width} height=900 style='border: 0'></iframe></body>"
+    )
     command = [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu"]
     command += [
         "--enable-logging=stderr",
-        f"--window-size={width},900",
+        "--window-size=1300,900",
         f"--user-data-dir={tmp_path}",
+        f"--screenshot={tmp_path}/shot.png",
+        f"--blink-settings=preferredColorScheme={int(scheme == 'light')}",
+        frame.as_uri(),
     ]
-    command += [f"--user-data-dir={tmp_path}", f"--screenshot={tmp_path}/shot.png"]
-    command.append(probed.as_uri())
     run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     console = [line for line in run.stderr.splitlines() if "CONSOLE" in line]
     assert len(console) == 1 and "SAID" in console[0], run.stderr
     for said in (
+        f'"width":{width}',
+        f'"dark":{str(scheme == "dark").lower()}',
+        f'"darkPaper":{str(scheme == "dark").lower()}',
+        '"faint":[]',
         '"clipped":[]',
         '"wide":false',
         '"charts":true',

@@ -74,7 +74,9 @@ def test_a_sweep_of_three_shows_what_changed_and_nothing_else(made: Path, tmp_pa
     key, names = "students.cd.lr", [f"lr-{lr}" for lr in ("1.0e-4", "5.0e-4", "1.0e-3")]
     for name in names:
         dvc("exp", "run", "--name", name, "-S", f"{key}={name[3:]}", cwd=made)
-    moved = {"FD-EffLite0.cd-4", "FD-EffLite0.dmd2-4-guided"}  # dmd2-4 starts from cd
+    data = json.loads((made / "artifacts/data.json").read_text())["content_sha256"]
+    column = f"FD-EffLite0-ref-{data[:8]}-256"
+    moved = {f"{column}.cd-4", f"{column}.dmd2-4-guided"}  # dmd2-4 starts from cd
 
     show = ["exp", "show", "--only-changed", "--drop", "artifacts.*|src.*", "--csv"]
     table = list(csv.DictReader(dvc(*show, cwd=made).splitlines()))

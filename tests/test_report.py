@@ -48,6 +48,10 @@ def row(name: str, steps: int, value: float, **changes: object) -> dict[str, Any
         "metrics": {"FD-EffLite0": {"value": value, "std": 0.25, "std_of": "resamples"}},
         "images": 2000,
         "first_seed": 0,
+        "detector_sha256": "d" * 64,
+        "data_sha256": "da7a" * 16,
+        "reference_file": None,
+        "reference_images": 10_000,
         "seed_ranges": 1,
         "kimg": 48.0,
         "train_seconds": 288.4,
@@ -73,7 +77,8 @@ def test_csv_keeps_order_and_precision_and_leaves_cells_empty(tmp_path: Path) ->
     with open(tmp_path / "table.csv", newline="") as file:
         reader = csv.DictReader(file)
         read = list(reader)
-    assert tuple(reader.fieldnames or ()) == COLUMNS
+    columns = (*COLUMNS[:-2], "detector_sha256", *COLUMNS[-2:])
+    assert tuple(reader.fieldnames or ()) == columns
     assert [line["row"] for line in read] == ["teacher-heun-35", "teacher-euler-8", "cd-8"]
     assert float(read[2]["value"]) == 14.7123456789
     assert read[0]["kimg"] == read[0]["train_seconds"] == ""
@@ -110,8 +115,7 @@ def test_caption_names_metric_reference_seeds_and_floor() -> None:
 def test_metrics_have_one_column_a_row_under_the_metric(tmp_path: Path) -> None:
     write_metrics(ROWS, FLOOR, tmp_path / "metrics.json")
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert list(metrics) == ["FD-EffLite0"]
-    values = metrics["FD-EffLite0"]
+    (values,) = metrics.values()
     assert list(values) == ["teacher-heun-35", "teacher-euler-8", "cd-8", "floor"]
     assert (values["cd-8"], values["floor"]) == (14.7123456789, FLOOR["value"])
 
@@ -198,11 +202,25 @@ def test_a_published_reference_is_named_where_its_scores_stand(tmp_path: Path) -
     assert "FID (lower is better) against the published statistics imagenet-64x64.npz" in caption
     assert "(sha256 1a2b3c4d1a2b), all other metrics against 50,000 images of our own" in caption
     assert "2,000 images of our own data against these statistics" in caption
-    names = []
-    for reference in (file, {**file, "sha256": "2" * 64}, None):
-        write_metrics([row("a", 8, 1.0, reference_file=reference)], FLOOR, tmp_path / "m.json")
-        names += json.loads((tmp_path / "m.json").read_text())
-    assert names == ["FD-EffLite0-ref-1a2b3c4d", "FD-EffLite0-ref-22222222", "FD-EffLite0"]
+
+
+def test_scores_against_other_references_or_detectors_never_share_a_column(tmp_path: Path) -> None:
+    def column(**changes: object) -> str:
+        write_metrics([row("a", 8, 1.0, **changes)], FLOOR, tmp_path / "m.json")
+        (name,) = json.loads((tmp_path / "m.json").read_text())
+        return name
+
+    file = {"url": "https://x.org/ref.npz", "sha256": "1a2b3c4d" * 8}
+    assert column() == "FD-EffLite0-ref-da7ada7a-10000"
+    assert column(reference_images=5000) == "FD-EffLite0-ref-da7ada7a-5000"
+    assert column(data_sha256="2" * 64) == "FD-EffLite0-ref-22222222-10000"
+    assert column(metric="FID", reference_file=file) == "FID-ref-1a2b3c4d"
+    assert column(metric="FID", reference_file={**file, "sha256": "2" * 64}) == "FID-ref-22222222"
+    own = column(metric="FD-Inception", reference_file=file)
+    assert own == "FD-Inception-net-dddddddd-ref-1a2b3c4d"
+    other = column(metric="FD-Inception", reference_file=file, detector_sha256="e" * 64)
+    assert other == "FD-Inception-net-eeeeeeee-ref-1a2b3c4d"
+    assert "." not in own + column()
 
 
 def test_the_csv_says_what_rows_were_measured_with(tmp_path: Path) -> None:

@@ -198,7 +198,10 @@ def test_rows_are_scored_and_tabled(toy: Params, capsys: pytest.CaptureFixture[s
     caption = Path("results/table.md").read_text()
     assert "from 0 to 39, the same in every row (two: to 19)" in caption
     assert {r["metric"] for r in table.values()} == {"FD-EffLite0"}
-    metrics = json.loads(Path("results/metrics.json").read_text())["FD-EffLite0"]
+    metrics = json.loads(Path("results/metrics.json").read_text())
+    ((column, metrics),) = metrics.items()
+    data = ImageDataset(DATA).content_sha256()
+    assert column == f"FD-EffLite0-ref-{data[:8]}-120"
     assert metrics["one"] == float(table["one"]["value"])
     assert metrics["floor"] == pytest.approx(
         json.loads(Path("artifacts/ref-stats.json").read_text())["floor"]["value"]

@@ -279,15 +279,28 @@ def _losses(content: Content) -> list[dict[str, str]]:
 
 
 def _samples(content: Content) -> dict[str, Any]:
-    real, *others = [picture.slide() for picture in content.samples]
-    return {"real": real, "slides": others, "note": content.samples_note}
+    real, *others = content.samples
+    slides = [picture.slide() for picture in _over_steps(others, content.rows)]
+    return {"real": real.slide(), "slides": slides, "note": content.samples_note}
 
 
 def _neighbours(content: Content) -> dict[str, Any] | None:
     if not content.neighbours:
         return None
-    slides = [picture.slide() for picture in content.neighbours]
+    slides = [picture.slide() for picture in _over_steps(content.neighbours, content.rows)]
     return {"slides": slides, "note": content.neighbours_note}
+
+
+def _over_steps(pictures: Sequence[Picture], rows: Sequence[Row]) -> list[Picture]:
+    """Pictures of rows, each model's in the order of its network calls, by sampler and guidance."""
+    models = list(dict.fromkeys(row["student"] for row in rows))
+    places = {
+        row["row"]: (
+            models.index(row["student"]), row["sampler"], row["guidance_scale"], row["nfe"]
+        )
+        for row in rows
+    }  # fmt: skip
+    return sorted(pictures, key=lambda picture: places[picture.name])
 
 
 def png_uri(pixels: NDArray[np.uint8]) -> str:

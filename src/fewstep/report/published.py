@@ -1,4 +1,4 @@
-"""Numbers that others published for ImageNet-64 and CIFAR-10, beside ours and never among them.
+"""Numbers that others published for ImageNet-64, beside ours and never among them.
 
 Read in the papers and repositories that `source` names; what only a third party quotes is left out.
 """
@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-DATASETS = {(64, 1000): "imagenet64", (32, 10): "cifar10"}  # by resolution and classes
+DATASETS = {("imagenet-64x64.npz", 64, 1000): "imagenet64"}
+"""By the file of reference statistics that the FIDs are against, resolution and classes: data of
+that shape may be anything, and another reference gives other numbers for the same images."""
 FILE = Path(__file__).with_name("published.csv")
 
 
@@ -28,10 +30,17 @@ class Published:
     source: str
 
 
-def published(metric: str, resolution: int, classes: int) -> list[Published]:
-    """Those that may stand beside ours, in the order of the file: FIDs of the same data, no other
-    metric's values."""
-    dataset = DATASETS.get((resolution, classes)) if metric == "FID" else None
+def published(
+    metric: str, resolution: int, classes: int, reference_file: Mapping[str, str] | None
+) -> list[Published]:
+    """Those that may stand beside ours, in the order of the file: FIDs against the same reference,
+    no other metric's values.
+
+    Args:
+        reference_file: `url` of published statistics; None: ours are of our own images.
+    """
+    reference = reference_file["url"].rpartition("/")[2] if reference_file else ""
+    dataset = DATASETS.get((reference, resolution, classes)) if metric == "FID" else None
     with FILE.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["dataset"] == dataset]
     return [Published(**{**r, "nfe": int(r["nfe"]), "fid": float(r["fid"])}) for r in rows]

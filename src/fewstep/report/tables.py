@@ -32,6 +32,7 @@ COLUMNS: tuple[str, ...] = (
     "train_seconds",
 )
 MEASURED_WITH = ("published", "published_source", "detector_sha256", "reference_sha256")
+PINNED = ("FD-EffLite0", "FID")  # names that stand for one file of weights
 NUMBERS = frozenset(COLUMNS) - {"row", "student", "method", "sampler", "metric"}
 
 
@@ -226,9 +227,9 @@ def write_metrics(
 ) -> None:
     """Write one nested JSON, {metric: {row: value, ..., floor: value}}, for `dvc exp show`.
 
-    One column a row: how a row is sampled stands in params.yaml. Full precision. Against a
-    published reference the metric carries its sha256, `FID-ref-1a2b3c4d`: scores of experiments
-    with different references never share a column.
+    One column a row: how a row is sampled stands in params.yaml. Full precision. The metric
+    carries what it is against, and with which weights where its name does not tell: scores of
+    experiments with different references or detectors never share a column.
 
     Raises:
         ValueError: no rows, a row without one of `COLUMNS`, a row called "floor", NaN.
@@ -244,8 +245,15 @@ def write_metrics(
 
 
 def _column(row: Row) -> str:
-    file = row.get("reference_file")
-    return row["metric"] + (f"-ref-{file['sha256'][:8]}" if file else "")
+    """`FID-ref-1a2b3c4d`: against a published file, by its sha256.
+
+    `FD-EffLite0-ref-1a2b3c4d-10000`: against 10,000 images of our own data, by the sha256 of all.
+    `FD-DINOv2-net-1a2b3c4d-ref-...`: with weights of that sha256. No dots: to DVC they are levels.
+    """
+    net = "" if row["metric"] in PINNED else f"-net-{row['detector_sha256'][:8]}"
+    if (file := row["reference_file"]) is not None:
+        return f"{row['metric']}{net}-ref-{file['sha256'][:8]}"
+    return f"{row['metric']}{net}-ref-{row['data_sha256'][:8]}-{row['reference_images']}"
 
 
 def format_row(row: Row) -> str:

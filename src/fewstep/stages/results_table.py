@@ -37,7 +37,7 @@ COLUMNS = 10  # of a sample grid, at most
 def run(params: Params) -> None:
     about = read_json(ABOUT)
     floor, d = about["floor"], params.data
-    others = published(about["metric"], d.resolution, d.classes)
+    others = published(about["metric"], d.resolution, d.classes, about["reference_file"])
     rows = [load_row(name, others) for name in params.rows]
     notes = list(dict.fromkeys(note for row in rows for note in row.get("notes", [])))
     caption = table_caption(rows, about["reference_images"], floor, notes, about["reference_file"])
@@ -56,7 +56,7 @@ def run(params: Params) -> None:
         rows=rows,
         floor=floor,
         samples=pictures,
-        samples_note=f"{seeds_shown(params, pictures)} Move the slider through the rows.",
+        samples_note=f"{seeds_shown(params, pictures)} Move the slider through each model's steps.",
         neighbours=neighbours_of(rows, params),
         neighbours_note=neighbours_note(about, params),
         logs={name: read_log(log) for name, log in logs.items()},
@@ -144,7 +144,7 @@ def neighbours_of(rows: list[dict[str, Any]], params: Params) -> list[Picture]:
             lines.append(dataset.read(line)[0])
         share = row["metrics"]["memorised"]["value"]
         seeds = ", ".join(str(n["seed"]) for n in near)
-        caption = f"{share:.2%} near-duplicates. Seeds {seeds}"
+        caption = f"{row['nfe']} NFE · {share:.2%} near-duplicates. Seeds {seeds}"
         pictures.append(Picture(row["row"], caption, np.concatenate(lines), len(near)))
     return pictures
 
