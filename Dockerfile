@@ -1,8 +1,13 @@
-# A rented machine with GPUs: docker build -t fewstep . && docker run --gpus all --ipc=host \
-#   -e WANDB_API_KEY -e DATA_URL -e DATA_SHA256 -e TEACHER_SHA256 -e REFERENCE_SHA256 \
-#   -v "$PWD/artifacts:/fewstep/artifacts" -v "$PWD/scratch:/fewstep/scratch" -v "$PWD/data:/fewstep/data" \
-#   fewstep imagenet64
-# The mounts outlive the machine and must be writable for user 1000; the same line again goes on.
+# A rented machine with GPUs:
+#   docker build --build-arg COMMIT=$(git describe --always --abbrev=40 --dirty=+ --exclude '*') -t fewstep .
+#   mkdir -p artifacts data results scratch
+#   docker run --gpus all --ipc=host \
+#     -e WANDB_API_KEY -e DATA_URL -e DATA_SHA256 -e TEACHER_SHA256 -e REFERENCE_SHA256 \
+#     -v "$PWD/artifacts:/fewstep/artifacts" -v "$PWD/data:/fewstep/data" \
+#     -v "$PWD/results:/fewstep/results" -v "$PWD/scratch:/fewstep/scratch" \
+#     fewstep imagenet64
+# The mounts outlive the container and must be writable for user 1000. The same line again, on them or on
+# copies of them, goes on: no finished stage is repeated.
 # PyTorch's wheel brings CUDA; the driver is the host's. To pin the base for good, give its digest:
 #   docker build --build-arg BASE=python@sha256:... (docker inspect --format '{{.RepoDigests}}' IMAGE)
 ARG BASE=python:3.11-slim-bookworm
@@ -23,6 +28,10 @@ RUN python -m venv .venv \
     && pip install --no-cache-dir -e '.[wandb,parquet]' -c constraints.txt
 COPY --chown=fewstep . .
 RUN dvc config core.no_scm true && mkdir -p artifacts scratch data results
+
+# what results say that they were made by: .git is not in the image
+ARG COMMIT=
+ENV FEWSTEP_COMMIT=${COMMIT}
 
 ENTRYPOINT ["scripts/cloud_start.sh"]
 CMD ["imagenet64"]

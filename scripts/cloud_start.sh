@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
 # Start a preset on a rented machine, or go on with it: scripts/cloud_start.sh PRESET [COMMAND ...]
 #
-# COMMAND is `dvc repro` unless given. The same line again goes on where the last one stopped.
+# COMMAND is `dvc repro` unless given. The same line again goes on where the last one stopped, on a
+# new machine too that has artifacts, data, results and scratch: DVC's cache and the preset's dvc.lock
+# are kept in scratch.
 # Environment:
 #   WANDB_API_KEY   required: without it nobody sees what the machine is doing
 #   DATA_URL, DATA_SHA256   where data.source is fetched from, for presets without data.url
 #   TEACHER_SHA256, REFERENCE_SHA256   for presets that say `sha256: unknown` of their teacher or of
 #                   metric.reference; `fewstep download-all --params config/PRESET.yaml` tells them
 #   HF_TOKEN        sent to huggingface.co, and to no other host, for a DATA_URL behind a login
-#   DISK_GB         free GB that are needed, 200 unless given
+#   DISK_GB         GB that are needed, free or of these four folders; 200, and what `fewstep plan` says,
+#                   unless given
+#   IMAGES          images of the data, for that plan; 1281167 for imagenet64*
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -24,9 +28,16 @@ shift
 [[ $# -gt 0 ]] || set -- dvc repro
 [[ -n ${WANDB_API_KEY:-} ]] || stop "need WANDB_API_KEY (https://wandb.ai/authorize)"
 
+# What an earlier start left counts as room: it need not be made again.
+mkdir -p artifacts data results scratch
+for folder in artifacts data results scratch; do
+    [[ -w $folder ]] || stop "need $folder to be writable for user $(id -u)"
+done
+used=$({ du -Dskc artifacts data results scratch 2>/dev/null || true; } | tail -n 1 | cut -f 1)
+free=$(df --output=avail -k scratch | tail -n 1)
+room=$(((free + used) * 1024 / 1000000000))
 need=${DISK_GB:-200}
-free=$(($(df --output=avail -k . | tail -n 1) / 1000000))
-((free >= need)) || stop "need $need GB of free disk, got $free (DISK_GB)"
+((room >= need)) || stop "need $need GB of disk, got $room (DISK_GB)"
 
 # The same preset gives the same params.yaml each time, so that its trainings go on.
 cp "config/$preset.yaml" params.yaml
@@ -62,14 +73,60 @@ fetch_data() {
     mv "$part" "$source"
 }
 
+# GPUs as nvidia-smi names them; without one, the plan is that of its defaults.
+describe_gpus() {
+    local found kind=""
+    found=$(nvidia-smi -L 2>/dev/null | grep '^GPU') || return 0
+    case $found in
+    *H200*) kind=h200 ;;
+    *H100*) kind=h100 ;;
+    *A100*40GB*) kind=a100-40 ;;
+    *A100*) kind=a100 ;;
+    *4090*) kind=rtx4090 ;;
+    esac
+    echo ${kind:+--gpu "$kind"} --gpus "$(wc -l <<<"$found")"
+}
+
+plan() {
+    local images=${IMAGES:-} text short gpus nodes=${NNODES:-${WORLD_SIZE:-${SLURM_JOB_NUM_NODES:-1}}}
+    [[ -n $images || $preset != imagenet64* ]] || images=1281167
+    read -ra gpus < <(describe_gpus) || true
+    text=$(fewstep plan "${gpus[@]}" --nodes "$nodes" --disk "$room" ${images:+--images "$images"})
+    echo "$text"
+    short=$(sed -n -E 's/^warning: disk: need ([0-9]+) GB.*/\1/p' <<<"$text")
+    [[ -z $short || -n ${DISK_GB:-} ]] ||
+        stop "need $short GB of disk for $preset, got $room: take a larger one, or say" \
+            "DISK_GB=$room to go on with this one"
+}
+
+# A container's own cache is gone with it, and the image's dvc.lock is another preset's: without those
+# of the run before, DVC removes the models that are there and trains them again. It writes the lock
+# after each stage, through the link, so that not even SIGKILL loses one. A clone that has worked
+# without this script keeps its cache, and begins with its own lock.
+lock=scratch/$preset.dvc.lock
+keep_dvc() {
+    if [[ -d .dvc/cache || -n $(python -m dvc config cache.dir) ]]; then
+        [[ -e $lock || ! -e dvc.lock ]] || cp dvc.lock "$lock"
+    else
+        python -m dvc cache dir --quiet --local scratch/dvc-cache
+    fi
+    [[ -s $lock ]] || echo "schema: '2.0'" >"$lock" # DVC takes no link to nothing
+    ln -sfn "$lock" dvc.lock
+}
+return_lock() { # a file again, which git can take
+    cp --remove-destination "$lock" dvc.lock
+}
+
 fewstep check
+plan
 read -r source url < <(python -c '
 import yaml
 data = yaml.safe_load(open("params.yaml"))["data"]
 print(data["source"], data.get("url", "-"))')
 if [[ ! -e $source && $url == - ]]; then fetch_data "$source"; fi
 fewstep download-all
-fewstep plan
+keep_dvc
+trap return_lock EXIT
 
 # A process group of its own: when the machine is stopped, trainings are told, and save their state.
 set -m

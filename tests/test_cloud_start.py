@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 KEY = {"WANDB_API_KEY": "0" * 40, "DISK_GB": "0"}
 
 
@@ -71,7 +72,8 @@ def clone(tmp_path: Path) -> Path:
     for name in ("src", "config", "scripts", ".dvc"):
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "cache", "tmp")
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    shutil.copy(ROOT / "dvc.yaml", folder)
+    for name in ("dvc.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, folder)
     raw = yaml.safe_load((ROOT / "config" / "tiny.yaml").read_text())
     raw["data"]["source"] = "data/images.npz"
     raw["generate"]["images"] = 64
@@ -92,9 +94,8 @@ def start(clone: Path, *arguments: str, **extra: str) -> subprocess.CompletedPro
 
 
 def environment(**extra: str) -> dict[str, str]:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     base = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HF_"))}
-    return {**base, "PATH": path, "no_proxy": "*", **KEY, **extra}
+    return {**base, "PATH": PATH, "no_proxy": "*", **KEY, **extra}
 
 
 def given(server: Server) -> dict[str, str]:
@@ -157,7 +158,7 @@ def test_what_is_missing_is_told_before_anything_is_fetched(
 ) -> None:
     done = start(clone, *arguments, **extra)
     assert done.returncode == 1 and message in done.stderr
-    assert not (clone / "artifacts").exists()
+    assert not [*(clone / "artifacts").glob("*"), *(clone / "data").glob("*")]
 
 
 def test_checksums_that_nobody_publishes_are_put_into_the_params(
@@ -213,6 +214,112 @@ def test_the_default_runs_the_pipeline(clone: Path, server: Server) -> None:
     done = start(clone, "toy", **given(server), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (clone / "results" / "table.md").is_file()
+
+
+@pytest.mark.slow  # a training, and DVC three times
+def test_a_new_machine_with_the_same_mounts_repeats_no_stage(
+    clone: Path, server: Server, tmp_path: Path
+) -> None:
+    toy = clone / "config" / "toy.yaml"
+    toy.write_text(toy.read_text().replace("kimg: 1.024", "kimg: 0.064"))
+    no_git = [sys.executable, "-m", "dvc", "config", "core.no_scm", "true"]
+    subprocess.run(no_git, cwd=clone, check=True)
+    other = shutil.copytree(clone, tmp_path / "other")
+    command = ("toy", "dvc", "repro", "download-teacher")
+    first = start(clone, *command, **given(server), OMP_NUM_THREADS="1")
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert first.stdout.count("Running stage") == 2
+    assert (clone / "dvc.lock").is_file() and not (clone / "dvc.lock").is_symlink()
+
+    shutil.copy(ROOT / "dvc.lock", other)  # the image's, of another preset
+    for name in ("artifacts", "data", "results", "scratch"):
+        shutil.rmtree(other / name, ignore_errors=True)
+        shutil.move(clone / name, other / name)
+    made = {path: path.stat().st_mtime_ns for path in files(other)}
+    again = start(other, *command)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "Running stage" not in again.stdout
+    assert again.stdout.count("didn't change, skipping") == 2
+    assert {path: path.stat().st_mtime_ns for path in files(other)} == made
+
+    shutil.rmtree(other / "artifacts" / "models" / "teacher")  # which DVC has a copy of
+    third = start(other, *command)
+    assert third.returncode == 0 and "Running stage" not in third.stdout, third.stdout
+    assert set(files(other)) == set(made)
+
+
+def files(clone: Path) -> list[Path]:
+    """What the stages made."""
+    return [path for path in (clone / "artifacts").rglob("*") if path.is_file()]
+
+
+@pytest.mark.slow
+def test_what_dvc_writes_survives_a_kill(clone: Path, server: Server) -> None:
+    command = "echo first >> dvc.lock; kill -9 $PPID"
+    assert start(clone, "toy", "bash", "-c", command, **given(server)).returncode == -9
+    (clone / "dvc.lock").unlink()
+    (clone / "dvc.lock").write_text("of the image\n")
+    done = start(clone, "toy", "cat", "dvc.lock")
+    assert done.stdout.endswith("first\n"), done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_clone_with_a_cache_keeps_it_and_its_lock(clone: Path, server: Server) -> None:
+    (clone / ".dvc" / "cache").mkdir()
+    (clone / "dvc.lock").write_text("of this clone\n")
+    done = start(clone, "toy", "cat", "dvc.lock", **given(server))
+    assert done.stdout.endswith("of this clone\n"), done.stdout + done.stderr
+    assert not (clone / ".dvc" / "config.local").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "needed"), [("imagenet64", 331), ("imagenet64-cd-seed", 608), ("toy", 200)]
+)
+def test_a_disk_that_the_plan_finds_too_small_stops_the_start(
+    preset: str, needed: int, clone: Path
+) -> None:
+    known = {"TEACHER_SHA256": "a" * 64, "REFERENCE_SHA256": "a" * 64}
+    disk = fake(clone, "df", f"printf 'Avail\\n{250_000_000 if needed > 200 else 1}\\n'")
+    done = start(clone, preset, "true", **known, DISK_GB="", PATH=f"{disk}:{PATH}")
+    assert done.returncode == 1 and f"need {needed} GB of disk" in done.stderr, done.stderr
+    assert "DISK_GB" in done.stderr
+    free = start(clone, preset, "true", **known, DISK_GB="0", PATH=f"{disk}:{PATH}")
+    assert "need data/" in free.stderr, "the next thing that is missing"
+
+
+@pytest.mark.slow
+def test_what_is_there_already_needs_no_room(clone: Path) -> None:
+    disk = fake(clone, "df", "printf 'Avail\\n1\\n'")
+    fake(clone, "du", "printf '300000000\\ttotal\\n'")
+    done = start(clone, "toy", "true", DISK_GB="", PATH=f"{disk}:{PATH}")
+    assert "need data/images.npz" in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "count", "nodes", "said"),
+    [
+        ("NVIDIA H200", 8, {}, "1 x 8 x h200"),
+        ("NVIDIA A100-PCIE-40GB", 4, {"NNODES": "2"}, "2 x 4 x a100-40"),
+        ("NVIDIA GeForce RTX 4090", 1, {"SLURM_JOB_NUM_NODES": "3"}, "3 x 1 x rtx4090"),
+    ],
+)
+def test_the_plan_is_of_the_gpus_that_are_there(
+    name: str, count: int, nodes: dict[str, str], said: str, clone: Path
+) -> None:
+    tool = fake(clone, "nvidia-smi", f'for i in $(seq {count}); do echo "GPU $i: {name}"; done')
+    done = start(clone, "toy", "true", **nodes, PATH=f"{tool}:{PATH}")
+    assert f"hardware: {said}, fp32" in done.stdout, done.stdout + done.stderr
+
+
+def fake(clone: Path, name: str, script: str) -> Path:
+    """A program of that name, in a folder for PATH."""
+    folder = clone / "bin"
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+    return folder
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")

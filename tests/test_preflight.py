@@ -65,7 +65,7 @@ def test_a_number_of_processes_that_does_not_divide_the_batch_is_refused(toy: Pa
 def test_a_disk_that_is_too_small_is_refused(toy: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "free")(100_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ValueError, match=r"preflight: disk: .*keep_checkpoints"):
+    with pytest.raises(ValueError, match=r"^disk: .*keep_checkpoints"):
         preflight("cd", toy, ALONE)
 
 
@@ -73,7 +73,7 @@ def test_data_that_changed_are_found_by_the_command_alone(toy: Params) -> None:
     with lmdb.open(str(DATA), subdir=False, lock=False) as env, env.begin(write=True) as txn:
         txn.put(b"images_5_data", bytes(256))
     preflight("cd", toy, ALONE)
-    with pytest.raises(ValueError, match="preflight: data: .*need content with sha256"):
+    with pytest.raises(ValueError, match="^data: .*need content with sha256"):
         preflight("cd", toy, ALONE, thorough=True)
 
 
@@ -81,7 +81,7 @@ def test_another_teacher_than_the_params_name_is_refused(toy: Params) -> None:
     weights, about = read_safetensors(MODELS / "teacher" / "model.safetensors")
     save_model(MODELS / "teacher", weights, {**about, "sha256": "1" * 64})
     params = replace(toy, teacher=Teacher("https://example.org/t.pkl", "0" * 64))
-    with pytest.raises(ValueError, match=r"preflight: models: .*got 1{64}.*download-teacher"):
+    with pytest.raises(ValueError, match=r"^models: .*got 1{64}.*download-teacher"):
         preflight("cd", params, ALONE)
 
 
@@ -94,7 +94,7 @@ def test_a_student_that_is_not_finished_is_named(toy: Params) -> None:
 def test_wandb_needs_a_key_online(toy: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = replace(toy.tracking.wandb, mode="online")
     params = replace(toy, tracking=replace(toy.tracking, wandb=wandb))
-    with pytest.raises(ValueError, match="preflight: wandb: .*need a key of W&B: WANDB_API_KEY"):
+    with pytest.raises(ValueError, match="^wandb: .*need a key of W&B: WANDB_API_KEY"):
         preflight("cd", params, ALONE)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     preflight("cd", params, ALONE)
@@ -182,7 +182,7 @@ def torchrun(script: str, ranks: int = 2) -> tuple[str, float]:
 def test_all_processes_stop_with_the_reason_of_the_one_that_failed() -> None:
     output, _ = torchrun(ONE_FAILS)
     for rank in (0, 1):
-        assert f"[{rank}] preflight: second: process 1 on" in output, output
+        assert f"[{rank}] second: process 1 on" in output, output
     assert output.count("the second GPU is on fire") == 3, "the first one prints it, too"
     assert "preflight: first: fine" in output
 

@@ -140,7 +140,12 @@ def test_warnings_are_kept_once_and_given_on() -> None:
 def test_a_commit_with_edits_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.delenv("FEWSTEP_COMMIT", raising=False)
     assert provenance.commit() is None
+    monkeypatch.setenv("FEWSTEP_COMMIT", "")
+    assert provenance.commit() is None, "an image that was built without saying it"
+    monkeypatch.setenv("FEWSTEP_COMMIT", "0" * 40)
+    assert provenance.commit() == "0" * 40
     for name in ("file", "dvc.lock"):
         Path(name).write_text("1")
     identity = ["-c", "user.name=t", "-c", "user.email=t@t"]

@@ -15,7 +15,9 @@ from fewstep.evaluate import generate_images
 from fewstep.files import sha256_file
 from fewstep.models import MODELS, read_safetensors, save_model
 from fewstep.params import Params
+from fewstep.provenance import recall
 from fewstep.stages import download_model, download_teacher, fid, generate, ref_stats, results_table
+from fewstep.stages.generate import SAMPLES
 from fewstep.tracking import Log
 from fewstep.train import DATA
 from parity import structure_pickle
@@ -215,6 +217,12 @@ def test_rows_are_scored_and_tabled(toy: Params, capsys: pytest.CaptureFixture[s
     curve = Path("results/validation/cd.csv").read_text()
     assert curve == "kimg,distance\n0.5,9.0\n", "the student's own, without the teacher's"
     assert "one" in capsys.readouterr().out
+    runs = json.loads(Path("results/provenance.json").read_text())
+    for what in ("samples", "scores"):
+        assert list(runs[what]) == list(table)
+        assert all(run["hardware"] == runs["results"]["hardware"] for run in runs[what].values())
+    (SAMPLES / "one.npz").write_bytes(b"made elsewhere")
+    assert recall("samples/one", SAMPLES / "one.npz") is None
 
 
 @pytest.mark.filterwarnings("ignore:need 113 images")

@@ -104,7 +104,7 @@ def agree(
         print(f"preflight: {what}: {failed[0] if failed else answers[0][1]}", flush=True)
     if failed:
         more = f" ({len(failed)} of {rank.world} processes)" if len(failed) > 1 else ""
-        raise ValueError(f"preflight: {what}: {failed[0]}{more}")
+        raise ValueError(f"{what}: {failed[0]}{more}")
 
 
 def check_world(name: str, block: Student, rank: Rank) -> str:

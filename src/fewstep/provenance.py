@@ -23,12 +23,15 @@ PACKAGES = ("torch", "numpy", "safetensors", "dvc", "snakemake")
 
 
 def commit() -> str | None:
-    """The commit of the current folder, with "+" where tracked files differ; None without git."""
+    """The commit of the current folder, with "+" where tracked files differ.
+
+    Without git, as in the Docker image, what FEWSTEP_COMMIT says; None where nothing says it.
+    """
     try:
         found = _git("rev-parse", "HEAD")
         return found + ("+" if _git(*EDITS) else "")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("FEWSTEP_COMMIT") or None
 
 
 def _git(*arguments: str) -> str:

@@ -17,6 +17,7 @@ from fewstep.models import MODELS, load_model
 from fewstep.params import Params, Row, digest
 from fewstep.performance import accelerate
 from fewstep.progress import progress
+from fewstep.provenance import remember
 from fewstep.sample import nfe
 
 SAMPLES = Path("artifacts/samples")
@@ -43,6 +44,7 @@ def run(params: Params, name: str) -> None:
         if rank.first:
             collect(folder, parts, SAMPLES / f"{name}.npz")
             write_json(SAMPLES / f"{name}.json", {"row": name, **protocol(params, row, about)})
+            remember(f"samples/{name}", SAMPLES / f"{name}.npz")
             shutil.rmtree(SCRATCH / name)
 
 

@@ -187,11 +187,12 @@ def experiment(params: Params) -> dict[str, Any]:
 
 
 def provenance(params: Params, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of this table and of each score: commit, params, machine, versions, time."""
+    """Of this table, each row's images and each score: commit, params, machine, versions, time."""
     names = [row["row"] for row in rows]
     return {
         "params_sha256": digest(experiment(params)),
         "results": this_run(),
+        "samples": {name: recall(f"samples/{name}", SAMPLES / f"{name}.npz") for name in names},
         "scores": {name: recall(name, SCORES / f"{name}.json") for name in names},
     }
 
@@ -233,4 +234,5 @@ def record(row: dict[str, Any], runs: dict[str, Any]) -> dict[str, Any]:
     """All that is known of a row, but for its pictures."""
     left_out = ("neighbours", "classes", "beside", "student")
     known = {name: value for name, value in row.items() if name not in left_out}
-    return {**known, "scored": runs["scores"][row["row"]]}
+    made = {"generated": runs["samples"], "scored": runs["scores"]}
+    return {**known, **{what: of[row["row"]] for what, of in made.items()}}
