@@ -73,4 +73,4 @@ def test_check_says_what_the_params_hold(
     tiny_params(tmp_path)
     monkeypatch.chdir(tmp_path)
     main(["check"])
-    assert capsys.readouterr().out == "params.yaml: 3 students, 5 rows\n"
+    assert capsys.readouterr().out == "params.yaml: 3 students, 6 rows\n"
