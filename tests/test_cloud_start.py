@@ -147,7 +147,7 @@ def test_the_token_goes_to_no_other_host(clone: Path, server: Server) -> None:
         (["../params"], {}, "need a PRESET of config/, got '../params'"),
         ([], {}, "need a PRESET of config/, got ''"),
         (["toy"], {"WANDB_API_KEY": ""}, "need WANDB_API_KEY"),
-        (["toy"], {"DISK_GB": "99999999"}, "need 99999999 GB of free disk, got"),
+        (["toy"], {"DISK_GB": "99999999"}, "need 99999999 GB of disk, got"),
         (["toy"], {}, "need data/images.npz, or DATA_URL and DATA_SHA256"),
         (["toy"], {"TEACHER_SHA256": "x"}, "need 64 lowercase hex digits, got 'x'"),
         (["imagenet64"], {}, "need TEACHER_SHA256: imagenet64 does not know it"),
@@ -173,7 +173,7 @@ def test_checksums_that_nobody_publishes_are_put_into_the_params(
     for name, stage in (("TEACHER_SHA256", "teacher"), ("REFERENCE_SHA256", "reference")):
         done = start(clone, "imagenet64", "true", **{**known, name: ""})
         assert done.returncode == 1 and f"need {name}: imagenet64" in done.stderr, stage
-    (clone / "data").mkdir()
+    (clone / "data").mkdir(exist_ok=True)
     (clone / "data" / "imagenet-64x64.zip").touch()
     done = start(clone, "imagenet64", "true", **known)
     assert done.returncode == 0, done.stderr
