@@ -61,10 +61,7 @@ def generation(
         actions = {v: partial(make, n, range(batch), device) for v, n in networks.items()}
         in_turn(actions, 1, device)  # compilation
         calls = nfe(row.sampler, row.steps, row.guidance_scale)
-        each = summary(in_turn(actions, pairs, device), batch, about["baseline"])
-        for variant in each.values():
-            rate = variant["images_per_second"] * calls * flops
-            variant["utilisation"] = rate / about["matmul_flops_per_second"]
+        each = summary(in_turn(actions, pairs, device), batch, calls * flops, about)
         found[kind] = {
             "images": batch,
             "nfe": calls,

@@ -62,18 +62,15 @@ def training(
     runs = {v: Stepped(name, replace(params, performance=h), device) for v, h in variants.items()}
     for run in runs.values():
         run.warm_up()
-    images = next(iter(runs.values())).images
+    some = next(iter(runs.values()))
+    images, flops = some.images, some.run.flops
     cycles = {variant: run.cycle for variant, run in runs.items()}
-    found = summary(in_turn(cycles, pairs, device), images, about["baseline"])
+    found = summary(in_turn(cycles, pairs, device), images, flops, about)
     in_turn({variant: run.split for variant, run in runs.items()}, pairs, device)
     for variant, run in runs.items():
         row = found[variant]
         row["parts"], row["cpu_parts"] = run.parts(0), run.parts(1)
         row["loss"], row["memory_gib"] = run.losses, run.memory / 2**30
-        rate = row["images_per_second"] * run.run.flops
-        row["utilisation"] = rate / about["matmul_flops_per_second"]
-    some = next(iter(runs.values()))
-    flops = some.run.flops
     return {
         "images": images,
         "steps": some.steps,

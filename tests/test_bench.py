@@ -206,7 +206,9 @@ def test_speed_is_compared_pair_by_pair(modules: None) -> None:
 
     wall = {"plain": [2.0, 20.0, 3.0], "fast": [1.0, 10.0, 1.0]}  # the second pair was disturbed
     samples = {v: [torch.tensor([s, s]).numpy() for s in each] for v, each in wall.items()}
-    found = summary(samples, 12, "plain")
+    about = {"baseline": "plain", "matmul_flops_per_second": 24.0}
+    found = summary(samples, 12, 3.0, about)
+    assert [found[v]["utilisation"] for v in wall] == [0.5, 1.5], "12 images of 3 FLOPs"
     assert found["fast"]["speedup"] == 2.0
     assert found["fast"]["images_per_second"] == 12.0
     assert found["plain"]["seconds"] == 3.0
