@@ -24,7 +24,7 @@ import torch
 
 from experiment import set_up, tiny_params
 from fewstep.averages import SNAPSHOTS
-from fewstep.checkpoint import SCRATCH
+from fewstep.checkpoint import SCRATCH, forget_finished
 from fewstep.models import MODELS
 from fewstep.tracking import TIMED, Log
 
@@ -98,6 +98,7 @@ def half_written(name: str) -> list[Path]:
 
 def trial(name: str, at_nimg: int, while_writing: bool, whole: object) -> tuple[int, int, bool]:
     """Kill a training, finish it, compare; where it was killed, where it went on, a write hit?"""
+    forget_finished(name)
     killed_at = kill(start(name), name, at_nimg, while_writing)
     hit = bool(half_written(name))
     states = sorted(SCRATCH.glob(f"{name}-*/state-*.safetensors"))

@@ -14,6 +14,7 @@ from torch import Tensor
 from conftest import Gaussian, small_denoiser
 from experiment import set_up, tiny_params
 from fewstep.averages import SNAPSHOTS, Averages, reconstruct
+from fewstep.distributed import Rank
 from fewstep.ema import power_beta, std_to_exponent
 from fewstep.models import MODELS, load_model, read_safetensors, save_weights
 from fewstep.params import Ema, Phema, Student
@@ -38,11 +39,12 @@ def script() -> np.ndarray:
 
 def play(averages: Averages, folder: Path | None = None) -> dict[str, list[float]]:
     """Each average after each iteration of the script, with snapshots in the folder."""
-    student = Gaussian()
+    student = averages.student
+    assert isinstance(student, Gaussian)
     found: dict[str, list[float]] = {name: [] for name in averages.networks}
     for i, value in enumerate(script()):
         student.gain.data.fill_(value)
-        averages.update(student, i * BATCH)
+        averages.update(i * BATCH)
         if folder is not None and (i + 1) % EVERY == 0:
             averages.snapshot(folder, (i + 1) * BATCH)
         for name, network in averages.networks.items():
@@ -110,7 +112,33 @@ def test_profiles_are_tracked_beside_the_saved_average(block: Student) -> None:
         for iterations in (1, 7, ITERATIONS):
             expected = power_average(std, iterations)
             assert found[f"phema_{std}"][iterations - 1] == pytest.approx(expected, rel=1e-5)
-    assert averages.evaluated is averages.networks["average"]
+    assert averages.whole("average") is averages.networks["average"]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_sharded_average_is_in_parts_the_whole_one(world: int, block: Student) -> None:
+    """Each rank holds and updates its share; the shares are even, and together all there is."""
+    student = small_denoiser(0)
+    ranks = [Rank(i, world, torch.device("cpu")) for i in range(world)]
+    every = [Averages(student, block, share=rank) for rank in ranks]
+    whole = Averages(student, block)
+    for i in range(3):
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+        for averages in (*every, whole):
+            averages.update(i * BATCH)
+    for name, network in whole.networks.items():
+        own = [torch.cat(averages.shares[name]) for averages in every]
+        parameters = list(network.parameters())
+        together = [
+            torch.cat(parts) for parts in zip(*(a.shares[name] for a in every), strict=True)
+        ]
+        assert all(
+            torch.equal(mine, p.flatten()) for mine, p in zip(together, parameters, strict=True)
+        )
+        assert max(map(len, own)) - min(map(len, own)) <= len(parameters)
+    assert not every[0].networks, "no rank keeps a whole one"
 
 
 def test_averages_are_frozen_copies_in_eval_mode(block: Student) -> None:
@@ -265,7 +293,7 @@ def test_the_stage_writes_a_model_that_loads(
     for nimg in (32, 64):
         for parameter in student.parameters():
             parameter.data.add_(0.1)
-        averages.update(student, nimg - 32)
+        averages.update(nimg - 32)
         averages.snapshot(SNAPSHOTS / "cd", nimg)
     phema.run(params, "cd", 0.07, None, None)
     denoiser, about = load_model("cd-phema-0.07-0.064", params)

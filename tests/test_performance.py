@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from conftest import CLASSES
 from experiment import set_up, tiny_params
 from fewstep import noise
+from fewstep.averages import SNAPSHOTS
 from fewstep.batch import Batch
+from fewstep.checkpoint import forget_finished
 from fewstep.consistency import Consistency, Grid
 from fewstep.data.prefetch import Prefetch
 from fewstep.denoiser import Denoiser
@@ -403,8 +405,7 @@ def test_averages_in_few_kernels_are_those_of_the_loop(beta: float) -> None:
 QUIET = {
     "data__source": "toy.npz",
     "tracking__dvclive": False,
-    "students__cd__phema": None,
-    "students__cd__validation": None,
+    "students__cd__phema": {"stds": [0.05], "snapshot_kimg": 0.128},
     "students__cd__kimg": 0.256,
     "students__cd__batch_gpu": 8,
 }
@@ -435,6 +436,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
 
 def torchrun(shard: bool, ranks: int = 2, stop: bool = False) -> str:
     """What those processes print; the run is whole unless they were to stop."""
+    forget_finished("cd")
     tiny_params(Path(), **QUIET, performance={"shard": shard})
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     environ = {**os.environ, "OMP_NUM_THREADS": "1", **({"STOP": "1"} if stop else {})}
@@ -451,7 +453,10 @@ def torchrun(shard: bool, ranks: int = 2, stop: bool = False) -> str:
 
 
 def weights() -> dict[str, Tensor]:
-    found = read_safetensors(MODELS / "cd" / "model.safetensors")[0]
+    """Of the average that was saved, and of all snapshots."""
+    files = [MODELS / "cd" / "model.safetensors", *sorted((SNAPSHOTS / "cd").glob("phema-*"))]
+    found = {f"{file.stem} {k}": v for file in files for k, v in read_safetensors(file)[0].items()}
+    assert len(files) == 3
     return {k: v.reshape(-1, 3)[:, ::2] if "qkv.bias" in k else v for k, v in found.items()}
 
 

@@ -20,7 +20,7 @@ from experiment import set_up
 from fewstep.distributed import Rank
 from fewstep.models import MODELS, read_safetensors, save_model
 from fewstep.params import Params, Teacher
-from fewstep.preflight import agree, check_world, dry_run, preflight
+from fewstep.preflight import agree, check_processes, dry_run, preflight
 from fewstep.train import DATA
 
 ALONE = Rank(0, 1, torch.device("cpu"))
@@ -59,7 +59,7 @@ def test_a_number_of_processes_that_does_not_divide_the_batch_is_refused(toy: Pa
     block = changed(toy, "cd", batch=12, batch_gpu=4).students["cd"]
     second = Rank(1, 2, ALONE.device)
     with pytest.raises(ValueError, match=r"process 1 .* batch / batch_gpu = 3, got 2; 1, 3 would"):
-        agree("processes", lambda: check_world("cd", block, second), second)
+        agree("processes", lambda: check_processes("cd", block, second), second)
 
 
 def test_a_disk_that_is_too_small_is_refused(toy: Params, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The loop: exact resume, ranks, refusals. Weights and logs are compared bit by bit."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from filelock import FileLock
 
 from experiment import set_up, tiny_params
 from fewstep.averages import SNAPSHOTS
-from fewstep.checkpoint import SCRATCH, flatten_optimizer
+from fewstep.checkpoint import SCRATCH, flatten_optimizer, forget_finished
 from fewstep.consistency import Consistency
 from fewstep.data.lmdb import ImageDataset
 from fewstep.denoiser import Denoiser
@@ -65,7 +66,8 @@ def kill_at(nimg: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def interrupted(name: str, params: Params, nimg: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train until nimg, and die there."""
+    """Train anew until nimg, and die there."""
+    forget_finished(name)
     with monkeypatch.context() as patch:
         kill_at(nimg, patch)
         with pytest.raises(Killed):
@@ -126,7 +128,43 @@ def test_resumed_equals_uninterrupted(
     assert outcome(name) == whole
     first, again = finals
     assert first and all(torch.equal(again[key], value) for key, value in first.items())
-    assert not list(SCRATCH.glob(f"{name}-*")), "states of a finished training are removed"
+
+
+def test_a_model_that_nobody_noted_is_finished_again_from_its_last_state(
+    toy: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """DVC can die while it hashes the model, and removes it before the stage runs again."""
+    phema = {"stds": [0.05, 0.1], "snapshot_kimg": 0.128}
+    params = toy_params(students__cd__phema=phema, students__cd__checkpoint_kimg=0.128)
+    train("cd", params, ALONE)
+    whole = outcome("cd")
+    for folder in (MODELS / "cd", SNAPSHOTS / "cd"):
+        shutil.rmtree(folder)
+    train("cd", params, ALONE)
+    assert "resuming at 0.4 kimg" in capsys.readouterr().out
+    assert outcome("cd") == whole
+    assert len(list(SCRATCH.glob("cd-*/state-*"))) == 1
+    forget_finished("cd")
+    assert not list(SCRATCH.glob("cd-*"))
+
+
+def test_another_training_of_that_name_forgets_a_finished_one_but_no_stopped_one(
+    toy: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished, stopped, another = (
+        toy_params(students__cd__lr=lr, students__cd__checkpoint_kimg=0.128)
+        for lr in (1e-3, 2e-3, 3e-3)
+    )
+    train("cd", finished, ALONE)
+    interrupted("cd", stopped, 352, monkeypatch)
+    assert len(list(SCRATCH.glob("cd-*/state-*"))) > 0
+    train("cd", another, ALONE)
+    folders = {file.parent.name for file in SCRATCH.glob("cd-*/state-*")}
+    student, dataset = "cd", ImageDataset(DATA, toy.data.classes)
+    left = {
+        f"cd-{fingerprint(student, p.students['cd'], p, dataset)[:12]}" for p in (stopped, another)
+    }
+    assert folders == left
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
@@ -151,7 +189,8 @@ def test_a_run_goes_on_from_the_state_before_a_corrupt_one(
 
 
 def torchrun(ranks: int, name: str) -> dict[str, torch.Tensor]:
-    """The weights of a student that `ranks` processes train."""
+    """The weights of a student that `ranks` processes train, or go on with."""
+    forget_finished(name)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     run = [*command, f"--nproc-per-node={ranks}", "-m", "fewstep", "train", name]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -434,7 +473,7 @@ def test_validation_is_logged_and_keeps_the_best(
     params = toy_params(students__cd__validation=without, students__cd__keep_checkpoints=1)
     remove = []
     monkeypatch.setattr(
-        "fewstep.checkpoint.Checkpoints.remove",
+        "fewstep.checkpoint.Checkpoints.finish",
         lambda self: (self.wait(), remove.extend(file.name for file in self.files())),
     )
     train("cd", params, ALONE)

@@ -1,12 +1,15 @@
 """The averages of the student's weights that a training keeps, and their snapshots."""
 
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from fewstep import ema
 from fewstep.denoiser import Denoiser
+from fewstep.distributed import Rank, broadcast
 from fewstep.models import read_safetensors, save_weights
 from fewstep.params import Student
 
@@ -16,27 +19,77 @@ SNAPSHOTS = Path("artifacts/snapshots")
 class Averages:
     """The average that is saved, and those of power-function profiles for later reconstruction.
 
+    `share` is the rank that keeps its share of each tensor only; None keeps all.
+
     Attributes:
-        networks: "average" and, for each of phema.stds, "phema_<std>".
+        names: "average" and, for each of phema.stds, "phema_<std>".
     """
 
-    def __init__(self, student: Denoiser, block: Student, foreach: bool = True) -> None:
-        self.block, self.foreach = block, foreach
+    def __init__(
+        self, student: Denoiser, block: Student, foreach: bool = True, share: Rank | None = None
+    ) -> None:
+        self.student, self.block, self.foreach, self.share = student, block, foreach, share
         self.stds = {f"phema_{std}": std for std in (block.phema.stds if block.phema else ())}
-        self.networks = {
-            name: deepcopy(student).requires_grad_(False).eval() for name in ("average", *self.stds)
-        }
+        self.names = ("average", *self.stds)
+        self.networks: dict[str, Denoiser] = {}
+        self.shares: dict[str, list[Tensor]] = {}
+        if share is None:
+            self.networks = {name: self._copy() for name in self.names}
+            self.shares |= {name: list(n.parameters()) for name, n in self.networks.items()}
+        else:
+            own = self._split(student.parameters())[share.index]
+            self.shares |= {name: [t.clone() for t in own] for name in self.names}
 
-    @property
-    def evaluated(self) -> Denoiser:
-        return self.networks["average"]
+    def update(self, nimg: int) -> None:
+        """Take in the student's weights after the images [nimg, nimg + batch)."""
+        weights: list[Tensor] = list(self.student.parameters())
+        if self.share is not None:
+            weights = self._split(weights)[self.share.index]
+        for name, share in self.shares.items():
+            ema.update_average(share, weights, self.beta(name, nimg), self.foreach)
 
-    def update(self, student: Denoiser, nimg: int) -> None:
-        """Take in the weights after the images [nimg, nimg + batch)."""
-        weights = list(student.parameters())
-        for name, network in self.networks.items():
-            beta = self.beta(name, nimg)
-            ema.update_average(network.parameters(), weights, beta, self.foreach)
+    @torch.no_grad()
+    def whole(self, name: str) -> Denoiser:
+        """The network of an average, frozen and in eval mode; every rank calls this.
+
+        It is the average itself or, of a sharded one, a copy.
+        """
+        if self.share is None:
+            return self.networks[name]
+        network = self._copy()
+        for index, places in enumerate(self._split(network.parameters())):
+            lengths = [len(place) for place in places]
+            values = places[0].new_empty(sum(lengths))
+            if index == self.share.index:
+                torch.cat(self.shares[name], out=values)
+            broadcast(values, index, self.share)
+            for place, value in zip(places, values.split(lengths), strict=True):
+                place.copy_(value)
+        return network
+
+    def modules(self) -> dict[str, nn.Module]:
+        """All of them by name, sharded ones as copies on the CPU; every rank calls this."""
+        networks = ((name, self.whole(name)) for name in self.names)
+        return {name: n if self.share is None else n.cpu() for name, n in networks}
+
+    @torch.no_grad()
+    def take(self, networks: Mapping[str, nn.Module]) -> None:
+        """Go on from what `modules` gave and a state has changed since."""
+        if self.share is None:
+            return  # it gave the averages themselves
+        for name, share in self.shares.items():
+            values = self._split(networks[name].parameters())[self.share.index]
+            for own, value in zip(share, values, strict=True):
+                own.copy_(value)
+
+    def _copy(self) -> Denoiser:
+        return deepcopy(self.student).requires_grad_(False).eval()
+
+    def _split(self, tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+        """Each rank's share of each tensor, (n,), as views of it."""
+        assert self.share is not None
+        split = [t.detach().view(-1).tensor_split(self.share.world) for t in tensors]
+        return [list(part) for part in zip(*split, strict=True)]
 
     def beta(self, name: str, nimg: int) -> float:
         """How much of that average stays in an iteration that begins at nimg."""
@@ -49,11 +102,13 @@ class Averages:
             return ema.power_beta(batch, nimg + batch, e.std or 0.0)
         return 0.0
 
-    def snapshot(self, folder: Path, nimg: int) -> None:
-        """Write the profiles of this moment for `reconstruct`."""
+    def snapshot(self, folder: Path, nimg: int, first: bool = True) -> None:
+        """Write the profiles of this moment for `reconstruct`; all ranks call, the first writes."""
         for name, std in self.stds.items():
-            file = folder / f"phema-{nimg:012d}-{std}.safetensors"
-            save_weights(file, self.networks[name].state_dict(), {"nimg": nimg, "std": std})
+            network = self.whole(name)
+            if first:
+                file = folder / f"phema-{nimg:012d}-{std}.safetensors"
+                save_weights(file, network.state_dict(), {"nimg": nimg, "std": std})
 
 
 def reconstruct(folder: Path, std: float, kimg: float | None) -> tuple[dict[str, Tensor], dict]:

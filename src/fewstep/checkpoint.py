@@ -22,6 +22,8 @@ from fewstep.files import atomic_path
 from fewstep.models import read_safetensors
 
 SCRATCH = Path("scratch")
+DIGITS = 12  # of the fingerprint, in names
+FINISHED = "finished"
 
 
 def flatten_optimizer(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -53,11 +55,16 @@ class Checkpoints:
     """
 
     def __init__(self, name: str, fingerprint: str, keep: int) -> None:
-        self.fingerprint, self.keep = fingerprint, keep
-        self.folder = SCRATCH / f"{name}-{fingerprint[:12]}"
+        self.name, self.fingerprint, self.keep = name, fingerprint, keep
+        self.folder = SCRATCH / f"{name}-{fingerprint[:DIGITS]}"
         self.stall = 0.0
         self.thread = ThreadPoolExecutor(1)
         self.writing: Future[None] | None = None
+
+    def begin(self) -> None:
+        """Go on with these states, and forget those of a finished training of that name."""
+        (self.folder / FINISHED).unlink(missing_ok=True)
+        forget_finished(self.name)
 
     def files(self) -> list[Path]:
         return sorted(self.folder.glob("state-*.safetensors"))
@@ -127,8 +134,8 @@ class Checkpoints:
                 continue
             if about.get("fingerprint") != self.fingerprint:
                 raise ValueError(
-                    f"need a training state of fingerprint {self.fingerprint[:12]}, got "
-                    f"{str(about.get('fingerprint'))[:12]} in {file}; remove {self.folder}"
+                    f"need a training state of fingerprint {self.fingerprint[:DIGITS]}, got "
+                    f"{str(about.get('fingerprint'))[:DIGITS]} in {file}; remove {self.folder}"
                 )
             for name, module in modules.items():
                 module.load_state_dict(_under(tensors, name))
@@ -137,10 +144,21 @@ class Checkpoints:
             return about
         return None
 
-    def remove(self) -> None:
-        """Forget all states, once the finished model is written."""
+    def finish(self) -> None:
+        """Once the model is written, keep the newest state until somebody uses the model.
+
+        Whoever asked for the model can die before it is noted, and ask again.
+        """
         self.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for old in self.files()[:-1]:
+            old.unlink()
+        (self.folder / FINISHED).touch()
+
+
+def forget_finished(name: str) -> None:
+    """Remove the states of finished trainings of that name."""
+    for mark in SCRATCH.glob(f"{name}-{'?' * DIGITS}/{FINISHED}"):
+        shutil.rmtree(mark.parent)
 
 
 def _sha256(tensors: Mapping[str, Tensor]) -> str:

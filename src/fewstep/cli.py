@@ -1,6 +1,7 @@
 """`fewstep <stage>`: reads params.yaml, runs one stage of the pipeline, writes its outputs."""
 
 import argparse
+import ctypes
 import importlib
 import sys
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ NAMED = {
     "fid": "row",
     "phema": "student",
 }
+MALLOC_OPTIONS = (-1, -3)  # glibc's M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 MODULES = {"import": "import_checkpoint"}  # where the name is a word of Python
 
 
@@ -90,7 +92,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         if stage == "check":
             print(f"{path}: {len(params.students)} students, {len(params.rows)} rows")
             return
+        keep_freed_memory()
         name = MODULES.get(stage, stage.replace("-", "_"))
         importlib.import_module(f"fewstep.stages.{name}").run(params, **given)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"fewstep {stage}: {error}")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what tensors leave: at each step it would be returned, and cleared anew."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option in MALLOC_OPTIONS:
+            mallopt(option, 1 << 30)

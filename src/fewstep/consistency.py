@@ -143,6 +143,7 @@ class Consistency:
         nodes = noise.student_sigmas(self.settings.steps, n.sigma_min, n.sigma_max, n.rho)
         self.student_sigmas = nodes
         self.trained: dict[str, nn.Module] = {"student": self.student}
+        self.kept: dict[str, nn.Module] = {}
         self.grids: dict[int, Grid] = {}
         self.teacher.eval().requires_grad_(False)
 

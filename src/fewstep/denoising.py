@@ -26,6 +26,7 @@ class Denoising:
 
     def __post_init__(self) -> None:
         self.trained: dict[str, nn.Module] = {"student": self.student}
+        self.kept: dict[str, nn.Module] = {}
 
     def phases(self, iteration: int) -> tuple[str, ...]:
         return ("student",)

@@ -77,6 +77,12 @@ def sum_over_ranks(values: Tensor, rank: Rank) -> Tensor:
     return values
 
 
+def broadcast(values: Tensor, source: int, rank: Rank) -> None:
+    """Give every rank, in place, what the rank of number `source` has."""
+    if rank.world > 1:
+        dist.broadcast(values, source)
+
+
 def gather(value: Any, rank: Rank) -> list[Any]:  # noqa: ANN401
     """One value of each rank, in their order, on every rank; anything that can be pickled."""
     values = [value] * rank.world

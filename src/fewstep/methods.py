@@ -31,11 +31,12 @@ class Method(Protocol):
     Attributes:
         student: the network that is averaged and saved.
         trained: the networks that have an optimiser, by the name of their phase.
-        kept: optional; networks that are saved beside the student, by name.
+        kept: the networks that are saved beside the student, by name.
     """
 
     student: Denoiser
     trained: dict[str, nn.Module]
+    kept: dict[str, nn.Module]
 
     def phases(self, iteration: int) -> tuple[str, ...]:
         """Which networks are updated in this iteration, in order."""

@@ -136,12 +136,13 @@ def plan_student(name: str, block: Student, params: Params, world: int = 2) -> S
     flops = forward * method.forwards(encoder / forward)
     size, trained = 4 * count(method.student), [4 * count(n) for n in method.trained.values()]
     stds = len(block.phema.stds) if block.phema else 0
+    shares = world if params.performance.shard else 1
     memory = {
         "weights": 4 * count(*networks(method)),
         "gradients": sum(trained) if world > 1 else max(trained),
-        "optimiser": 2 * sum(trained) / (world if params.performance.shard else 1),
-        "average": size,
-        "phema": stds * size,
+        "optimiser": 2 * sum(trained) / shares,
+        "average": size / shares,
+        "phema": stds * size / shares,
         "activations": activations(method, block, params),
     }
     snapshots = stds * block.kimg / block.phema.snapshot_kimg * size if block.phema else 0.0

@@ -27,7 +27,7 @@ from fewstep.methods import student_block
 from fewstep.models import MODELS, read_safetensors
 from fewstep.params import Params, Student
 from fewstep.plan import GB, plan_student
-from fewstep.train import DATA, Run, peak_memory
+from fewstep.train import DATA, Run, check_world, peak_memory
 
 PATIENCE = timedelta(minutes=5)  # for the slowest process to come to a check
 BYTES = 1 << 26  # that the all-reduce moves
@@ -45,7 +45,7 @@ def preflight(name: str, params: Params, rank: Rank, thorough: bool = False) -> 
     block = student_block(name, params)
     group = _arrive(rank)
     checks: dict[str, Callable[[], str]] = {
-        "processes": lambda: check_world(name, block, rank),
+        "processes": lambda: check_processes(name, block, rank),
         "disk": lambda: check_disk(name, block, params, rank),
         "data": lambda: check_data(params, rank, thorough),
         "models": lambda: check_models(name, block, params),
@@ -107,16 +107,9 @@ def agree(
         raise ValueError(f"{what}: {failed[0]}{more}")
 
 
-def check_world(name: str, block: Student, rank: Rank) -> str:
-    rounds = block.batch // block.batch_gpu
-    if rounds % rank.world:
-        fits = ", ".join(str(n) for n in range(1, rounds + 1) if rounds % n == 0)
-        raise ValueError(
-            f"need a number of processes that divides batch / batch_gpu = {rounds}, got "
-            f"{rank.world}; {fits} would (params.yaml: students.{name}.batch)"
-        )
-    each = f"{rounds // rank.world} micro-batches of {block.batch_gpu} each"
-    return f"{rank.world} x {rank.device.type}, {each}"
+def check_processes(name: str, block: Student, rank: Rank) -> str:
+    each = check_world(name, block, rank.world)
+    return f"{rank.world} x {rank.device.type}, {each} micro-batches of {block.batch_gpu} each"
 
 
 def check_disk(name: str, block: Student, params: Params, rank: Rank) -> str:
@@ -227,7 +220,7 @@ def dry_run(name: str, params: Params, rank: Rank) -> str:
     batches = list(run.micro_batches())
     for phase in run.method.phases(0):
         run.update(phase, batches)
-    run.averages.update(run.method.student, 0)
+    run.averages.update(0)
     for phase, _, _, loss in run.nonfinite.unseen:
         if not bool(loss.isfinite()):
             raise FloatingPointError(

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fewstep.averages import SNAPSHOTS, Averages
 from fewstep.batch import Batch, derived_seed
-from fewstep.checkpoint import SCRATCH, Checkpoints
+from fewstep.checkpoint import SCRATCH, Checkpoints, forget_finished
 from fewstep.data.batches import batch_indices
 from fewstep.data.lmdb import ImageDataset
 from fewstep.data.prefetch import Prefetch
@@ -60,15 +60,12 @@ def train(name: str, params: Params, rank: Rank) -> None:
     block = student_block(name, params)
     dataset = ImageDataset(DATA, params.data.classes)
     dataset.check(params.data.resolution, params.data.channels, params.data.classes)
-    rounds = block.batch // block.batch_gpu
-    if rounds % rank.world:
-        fits = [n for n in range(1, rounds + 1) if rounds % n == 0]
-        raise ValueError(
-            f"need a number of processes that divides batch / batch_gpu = {rounds}, got "
-            f"{rank.world}; {', '.join(map(str, fits))} would (params.yaml: students.{name}.batch)"
-        )
+    check_world(name, block, rank.world)
     with _lock(name, rank), _signals() as caught:
         run = Run(name, block, params, rank, dataset)
+        if rank.first:
+            run.checkpoints.begin()
+            forget_finished(block.init_from or "")
         run.resume()
         some_rank = AnyRank(rank)
         with progress(run.total, f"train {name}", initial=run.nimg, silent=not rank.first) as bar:
@@ -79,6 +76,22 @@ def train(name: str, params: Params, rank: Rank) -> None:
                     run.stop()
                     raise SystemExit(128 + (caught[0] if caught else signal.SIGTERM))
         run.finish()
+
+
+def check_world(name: str, block: Student, world: int) -> int:
+    """How many micro-batches of a batch each of `world` processes has.
+
+    Raises:
+        ValueError: they cannot be shared out evenly.
+    """
+    rounds = block.batch // block.batch_gpu
+    if rounds % world:
+        fits = ", ".join(str(n) for n in range(1, rounds + 1) if rounds % n == 0)
+        raise ValueError(
+            f"need a number of processes that divides batch / batch_gpu = {rounds}, got {world}; "
+            f"{fits} would (params.yaml: students.{name}.batch)"
+        )
+    return rounds // world
 
 
 class Run:
@@ -107,7 +120,8 @@ class Run:
         self.objectives = {
             phase: over_ranks(Objective(self.method, phase), rank) for phase in self.updates
         }
-        self.averages = Averages(self.method.student, block, how.updates != "loop")
+        share = rank if how.shard and rank.world > 1 else None
+        self.averages = Averages(self.method.student, block, how.updates != "loop", share)
         self.nonfinite = NonFinite(block.max_nonfinite, rank)
         self.nimg, self.seconds = 0, 0.0
         self.best: dict[str, Any] | None = None
@@ -120,10 +134,6 @@ class Run:
         self.started = self.row_at = time.monotonic()
         self.row_nimg = 0
 
-    @property
-    def modules(self) -> dict[str, nn.Module]:
-        return {**self.method.trained, **self.averages.networks}
-
     def resume(self) -> None:
         """Go on from the newest state, if there is one.
 
@@ -131,8 +141,11 @@ class Run:
             ValueError: not all ranks see the same states.
         """
         optimizers = {phase: u.optimizer for phase, u in self.updates.items()}
-        about = self.checkpoints.restore(self.modules, optimizers) or {}
+        averages = self.averages.modules()
+        modules = {**self.method.trained, **averages}
+        about = self.checkpoints.restore(modules, optimizers) or {}
         if about:
+            self.averages.take(averages)
             self.nimg, self.seconds, self.best = about["nimg"], about["seconds"], about["best"]
             self.nonfinite.total, self.nonfinite.in_a_row = about["nonfinite"]
             for phase, state in about["scalers"].items():
@@ -161,7 +174,7 @@ class Run:
         batches = list(self.micro_batches())
         for phase in self.method.phases(nimg // block.batch):
             self.update(phase, batches)
-        self.averages.update(self.method.student, nimg)
+        self.averages.update(nimg)
         self.nimg += block.batch
         done = self.nimg >= self.total
         log = done or self.crossed(self.total / LOG_ROWS / 1000)
@@ -169,8 +182,8 @@ class Run:
             self.write_nonfinite()
         if log:
             self.write_row()
-        if block.phema and self.rank.first and (done or self.crossed(block.phema.snapshot_kimg)):
-            self.averages.snapshot(self.snapshots, self.nimg)
+        if block.phema and (done or self.crossed(block.phema.snapshot_kimg)):
+            self.averages.snapshot(self.snapshots, self.nimg, self.rank.first)
         validate = block.validation and (done or self.crossed(block.validation.every_kimg))
         improved = bool(validate) and self.score()
         if not done and (improved or self.crossed(block.checkpoint_kimg)):
@@ -179,7 +192,9 @@ class Run:
     def micro_batches(self) -> Iterator[Batch]:
         """This rank's share of the batch at nimg, on its device."""
         seed = self.params.seed
-        for first, *rows in self.prefetch(self.nimg, self.nimg + self.block.batch):
+        following = self.nimg + self.block.batch
+        ahead = following if following < self.total else None
+        for first, *rows in self.prefetch(self.nimg, ahead):
             another = partial(self.another, first)
             yield Batch(*self.on_device(*rows), first, self.nimg, seed, another)
 
@@ -274,8 +289,9 @@ class Run:
 
     def score(self) -> bool:
         """Validate the averaged student; whether it is the best so far."""
+        average = self.averages.whole("average")
         with self.off_the_clock():
-            value, images = self.validating().student(self.averages.evaluated, self.name)
+            value, images = self.validating().student(average, self.name)
         self.write_score(f"validation/{self.validating().extractor.label}", value)
         if self.tracker is not None:
             self.tracker.image("samples", tile(images[:40], 10, 2), self.nimg)
@@ -283,8 +299,8 @@ class Run:
             return False
         self.best = {"nimg": self.nimg, "value": value}
         if self.rank.first:
-            weights = self.averages.evaluated.state_dict()
-            save_weights(self.snapshots / "best.safetensors", weights, self.best)
+            best = self.snapshots / "best.safetensors"
+            save_weights(best, average.state_dict(), self.best)
         return True
 
     def score_teacher(self) -> None:
@@ -312,6 +328,7 @@ class Run:
         self.meter = meter if self.rank.first else Meter()
         for updates in self.updates.values():
             updates.collect()
+        modules = {**self.method.trained, **self.averages.modules()}
         if self.tracker is None:
             return
         self.log.sync()
@@ -324,7 +341,7 @@ class Run:
             "wandb": self.tracker.wandb.id,
         }
         optimizers = {phase: u.optimizer for phase, u in self.updates.items()}
-        self.checkpoints.save(self.nimg, self.modules, optimizers, about)
+        self.checkpoints.save(self.nimg, modules, optimizers, about)
 
     def stop(self) -> None:
         """Save the state and leave what is shown in order."""
@@ -341,14 +358,15 @@ class Run:
         As part of the model they let it stand for these files wherever something depends on it.
         """
         shas = {}
-        for name, network in getattr(self.method, "kept", {}).items():
+        for name, network in self.method.kept.items():
             file = self.snapshots / f"{name}.safetensors"
             save_weights(file, network.state_dict(), {"name": self.name, "kimg": self.nimg / 1000})
             shas[f"{name}_sha256"] = sha256_file(file)
         return shas
 
     def finish(self) -> None:
-        """Write the averaged student, the log and the snapshots, then drop the states."""
+        """Write the averaged student, the log and the snapshots."""
+        average = self.averages.whole("average")
         if self.tracker is not None:
             about = {
                 "name": self.name,
@@ -362,10 +380,10 @@ class Run:
                 **self.save_kept(),
             }
             replace_folder(self.snapshots, SNAPSHOTS / self.name)
-            save_model(MODELS / self.name, self.averages.evaluated.state_dict(), about)
+            save_model(MODELS / self.name, average.state_dict(), about)
             with atomic_path(MODELS / self.name / "log.jsonl") as path:
                 shutil.copyfile(self.log.path, path)
-            self.checkpoints.remove()
+            self.checkpoints.finish()
             self.tracker.close()
         barrier(self.rank)
 

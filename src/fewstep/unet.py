@@ -178,8 +178,8 @@ class UNetBlock(nn.Module):
         else:
             h = F.silu(self.norm1(h + params))
         h = self.conv1(F.dropout(h, self.dropout, self.training))
-        x = (h + (x if self.skip is None else self.skip(x))) * self.style.skip_scale
-        return (x + self.attend(x)) * self.style.skip_scale if self.heads else x
+        x = self.style.scaled(h.add_(x if self.skip is None else self.skip(x)))
+        return self.style.scaled(x + self.attend(x)) if self.heads else x
 
     def attend(self, x: Tensor) -> Tensor:
         """Self-attention over pixels; q, k, v are interleaved inside each head's channels."""
@@ -220,6 +220,10 @@ class Style:
                 Init("xavier_uniform", 0.2**0.5),
             )
             self.zero = Init("xavier_uniform", 1e-5)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """A residual sum times the style's factor."""
+        return x if self.skip_scale == 1 else x * self.skip_scale
 
 
 class UNet(nn.Module):

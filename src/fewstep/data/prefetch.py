@@ -14,13 +14,14 @@ class Prefetch(Generic[Rows]):
         self.read, self.thread = read, ThreadPoolExecutor(1, "prefetch")
         self.ahead: tuple[int, Future[Rows]] | None = None
 
-    def __call__(self, place: int, following: int) -> Rows:
-        """What is at `place`; the reading of what follows begins.
+    def __call__(self, place: int, following: int | None) -> Rows:
+        """What is at `place`; the reading of what follows, if anything does, begins.
 
         Raises:
             Exception: what `read` raised.
         """
         ahead = self.ahead
         rows = ahead[1].result() if ahead and ahead[0] == place else self.read(place)
-        self.ahead = following, self.thread.submit(self.read, following)
+        if following is not None:
+            self.ahead = following, self.thread.submit(self.read, following)
         return rows

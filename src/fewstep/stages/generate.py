@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fewstep.checkpoint import forget_finished
 from fewstep.denoiser import Denoiser
 from fewstep.distributed import Rank, barrier
 from fewstep.evaluate import batches, generate_images
@@ -46,6 +47,7 @@ def run(params: Params, name: str) -> None:
             write_json(SAMPLES / f"{name}.json", {"row": name, **protocol(params, row, about)})
             remember(f"samples/{name}", SAMPLES / f"{name}.npz")
             shutil.rmtree(SCRATCH / name)
+            forget_finished(row.model)
 
 
 def sample_parts(
