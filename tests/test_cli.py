@@ -1,13 +1,15 @@
 """The command line: answers at once, and ends in one message when the input is wrong."""
 
+import ctypes
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from experiment import tiny_params
-from fewstep.cli import MODULES, STAGES, main
+from fewstep.cli import MODULES, STAGES, keep_freed_memory, main
 
 
 def test_help_imports_nothing_slow() -> None:
@@ -74,3 +76,22 @@ def test_check_says_what_the_params_hold(
     monkeypatch.chdir(tmp_path)
     main(["check"])
     assert capsys.readouterr().out == "params.yaml: 3 students, 6 rows\n"
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+def test_memory_is_kept_for_good_only_where_large_tensors_go_back(
+    taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first option that is set ends glibc's own choice of both."""
+    asked: list[tuple[int, int]] = []
+    libc = SimpleNamespace(mallopt=lambda *option: asked.append(option) or taken)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: libc)
+    monkeypatch.setattr(sys, "platform", "linux")
+    keep_freed_memory()
+    assert asked == [(-3, 2**25), (-1, 2**30)][: 1 + taken]
+    monkeypatch.setattr(sys, "platform", "darwin")
+    keep_freed_memory()
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())  # as musl's
+    keep_freed_memory()
+    assert len(asked) == 1 + taken

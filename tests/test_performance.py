@@ -574,6 +574,15 @@ def test_places_are_read_in_order_and_once_each() -> None:
     assert read == [0, 1, 2, 3, 4, 5]
 
 
+def test_nothing_is_read_past_the_end() -> None:
+    read: list[int] = []
+    ahead = Prefetch[None](read.append)
+    ahead(0, 1)
+    ahead(1, None)
+    ahead.thread.shutdown()
+    assert read == [0, 1]
+
+
 def test_what_follows_is_read_while_this_is_used() -> None:
     begun, go_on = threading.Event(), threading.Event()
 

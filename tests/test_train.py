@@ -24,6 +24,7 @@ from fewstep.fingerprint import fingerprint
 from fewstep.methods import build_method
 from fewstep.models import MODELS, read_safetensors, save_model
 from fewstep.params import Params
+from fewstep.stages import generate
 from fewstep.tracking import TIMED, Log
 from fewstep.train import DATA, Run, train
 
@@ -165,6 +166,19 @@ def test_another_training_of_that_name_forgets_a_finished_one_but_no_stopped_one
         f"cd-{fingerprint(student, p.students['cd'], p, dataset)[:12]}" for p in (stopped, another)
     }
     assert folders == left
+
+
+def test_who_uses_a_model_forgets_the_state_of_its_training(toy: Params) -> None:
+    short = {"students__dmd2_4__kimg": 0.032, "students__dmd2_4__init_from": "cd"}
+    for use in (
+        lambda params: generate.run(params, "cd-4"),
+        lambda params: train("dmd2-4", params, ALONE),
+    ):
+        params = toy_params(students__cd__kimg=0.064, generate__images=4, **short)
+        train("cd", params, ALONE)
+        assert list(SCRATCH.glob("cd-*/finished"))
+        use(params)
+        assert not list(SCRATCH.glob("cd-*"))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])

@@ -13,6 +13,7 @@ from types import MappingProxyType
 import numpy as np
 import torch
 
+from fewstep.cli import keep_freed_memory
 from fewstep.data.lmdb import ImageDataset, build_lmdb
 from fewstep.data.sources import ArraySource
 from fewstep.distributed import Rank
@@ -47,6 +48,7 @@ def write_inputs(params: Params) -> None:
 
 
 def main(preset: str, name: str) -> None:
+    keep_freed_memory()  # as every command
     params = one_image(load_params(preset), name)
     if not (MODELS / "teacher" / "model.safetensors").exists():
         write_inputs(params)

@@ -29,6 +29,7 @@ class Averages:
         self, student: Denoiser, block: Student, foreach: bool = True, share: Rank | None = None
     ) -> None:
         self.student, self.block, self.foreach, self.share = student, block, foreach, share
+        self.weights: list[Tensor] = list(student.parameters())
         self.stds = {f"phema_{std}": std for std in (block.phema.stds if block.phema else ())}
         self.names = ("average", *self.stds)
         self.networks: dict[str, Denoiser] = {}
@@ -37,16 +38,13 @@ class Averages:
             self.networks = {name: self._copy() for name in self.names}
             self.shares |= {name: list(n.parameters()) for name, n in self.networks.items()}
         else:
-            own = self._split(student.parameters())[share.index]
-            self.shares |= {name: [t.clone() for t in own] for name in self.names}
+            self.weights = self._split(self.weights)[share.index]
+            self.shares |= {name: [t.clone() for t in self.weights] for name in self.names}
 
     def update(self, nimg: int) -> None:
         """Take in the student's weights after the images [nimg, nimg + batch)."""
-        weights: list[Tensor] = list(self.student.parameters())
-        if self.share is not None:
-            weights = self._split(weights)[self.share.index]
         for name, share in self.shares.items():
-            ema.update_average(share, weights, self.beta(name, nimg), self.foreach)
+            ema.update_average(share, self.weights, self.beta(name, nimg), self.foreach)
 
     @torch.no_grad()
     def whole(self, name: str) -> Denoiser:
@@ -67,10 +65,17 @@ class Averages:
                 place.copy_(value)
         return network
 
-    def modules(self) -> dict[str, nn.Module]:
-        """All of them by name, sharded ones as copies on the CPU; every rank calls this."""
-        networks = ((name, self.whole(name)) for name in self.names)
-        return {name: n if self.share is None else n.cpu() for name, n in networks}
+    def modules(self, wanted: bool = True) -> dict[str, nn.Module]:
+        """All of them by name, sharded ones as copies on the CPU; every rank calls this.
+
+        Where they are not `wanted` this rank only tells its share.
+        """
+        found: dict[str, nn.Module] = {}
+        for name in self.names:
+            network = self.whole(name)
+            if wanted:
+                found[name] = network if self.share is None else network.cpu()
+        return found
 
     @torch.no_grad()
     def take(self, networks: Mapping[str, nn.Module]) -> None:

@@ -158,7 +158,9 @@ class Checkpoints:
 def forget_finished(name: str) -> None:
     """Remove the states of finished trainings of that name."""
     for mark in SCRATCH.glob(f"{name}-{'?' * DIGITS}/{FINISHED}"):
-        shutil.rmtree(mark.parent)
+        for state in mark.parent.glob("state-*"):  # first: nothing goes on from half a folder
+            state.unlink(missing_ok=True)
+        shutil.rmtree(mark.parent, ignore_errors=True)  # another row of the model may be at it
 
 
 def _sha256(tensors: Mapping[str, Tensor]) -> str:

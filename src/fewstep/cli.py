@@ -35,7 +35,7 @@ NAMED = {
     "fid": "row",
     "phema": "student",
 }
-MALLOC_OPTIONS = (-1, -3)  # glibc's M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 MODULES = {"import": "import_checkpoint"}  # where the name is a word of Python
 
 
@@ -101,7 +101,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def keep_freed_memory() -> None:
     """Let glibc keep what tensors leave: at each step it would be returned, and cleared anew."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for option in MALLOC_OPTIONS:
-            mallopt(option, 1 << 30)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None and mallopt(M_MMAP_THRESHOLD, 1 << 25):  # larger ones go back
+        mallopt(M_TRIM_THRESHOLD, 1 << 30)

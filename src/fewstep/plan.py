@@ -117,6 +117,11 @@ class StudentPlan:
         return self.model + self.snapshots
 
     @property
+    def disk_left(self) -> float:
+        """What a finished training keeps for itself until its model is used."""
+        return self.state + self.snapshots
+
+    @property
     def disk_while(self) -> float:
         """Beyond what stays: the states, one being written, and a copy of the snapshots."""
         return (self.block.keep_checkpoints + 2) * self.state + self.snapshots
@@ -293,13 +298,13 @@ def disk_parts(
     names = {row.model for row in params.rows.values()} | {"teacher"}
     model, given = 4 * count(meta_network(params)), len(names - set(params.students))
     lmdb = images * ceil(size / PAGE + 1e-9) * PAGE
-    outputs = sum(s.disk_after for s in students)
+    outputs, left = sum(s.disk_after for s in students), sum(s.disk_left for s in students)
     samples = sum(row_images(row, params) for row in params.rows.values()) * size
     return {
         "data": lmdb + images * size,  # while the LMDB is built
         "teacher and imports": given * 2 * model,  # as fetched, too
         "models and snapshots": outputs,
-        "training states": max((s.disk_while for s in students), default=0.0),
+        "training states": left + max((s.disk_while - s.disk_left for s in students), default=0.0),
         "samples": samples,
         "DVC's cache": lmdb + given * model + outputs + samples,
     }

@@ -207,6 +207,8 @@ def dry_run(name: str, params: Params, rank: Rank) -> str:
     """
     block = student_block(name, params)
     block = replace(block, batch=block.batch_gpu, validation=None)
+    if params.performance.shard and rank.world > 1:
+        block = replace(block, phema=None)  # whole here, and more than a process will hold
     if name == "teacher":
         params = replace(params, teacher=replace(params.teacher, train=block))
     else:

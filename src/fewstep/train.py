@@ -65,7 +65,7 @@ def train(name: str, params: Params, rank: Rank) -> None:
         run = Run(name, block, params, rank, dataset)
         if rank.first:
             run.checkpoints.begin()
-            forget_finished(block.init_from or "")
+            forget_finished(block.init_from or "teacher")
         run.resume()
         some_rank = AnyRank(rank)
         with progress(run.total, f"train {name}", initial=run.nimg, silent=not rank.first) as bar:
@@ -289,8 +289,8 @@ class Run:
 
     def score(self) -> bool:
         """Validate the averaged student; whether it is the best so far."""
-        average = self.averages.whole("average")
         with self.off_the_clock():
+            average = self.averages.whole("average")
             value, images = self.validating().student(average, self.name)
         self.write_score(f"validation/{self.validating().extractor.label}", value)
         if self.tracker is not None:
@@ -328,7 +328,7 @@ class Run:
         self.meter = meter if self.rank.first else Meter()
         for updates in self.updates.values():
             updates.collect()
-        modules = {**self.method.trained, **self.averages.modules()}
+        modules = {**self.method.trained, **self.averages.modules(self.rank.first)}
         if self.tracker is None:
             return
         self.log.sync()
