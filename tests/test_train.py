@@ -124,6 +124,9 @@ def test_resumed_equals_uninterrupted(
     train(name, params, ALONE)
     whole = outcome(name)
     interrupted(name, params, 352, monkeypatch)
+    (folder,) = SCRATCH.glob(f"{name}-*/")
+    (folder / "snapshots").mkdir(exist_ok=True)
+    (folder / "snapshots" / ".phema.safetensors.1f.tmp").touch()  # a write that SIGKILL ended
     train(name, params, ALONE)
     assert "resuming at 0.3 kimg" in capsys.readouterr().out
     assert outcome(name) == whole

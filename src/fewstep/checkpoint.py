@@ -122,7 +122,7 @@ class Checkpoints:
         Raises:
             ValueError: the state belongs to other params, data or weights.
         """
-        for half_written in self.folder.glob(".*.tmp*"):
+        for half_written in self.folder.rglob(".*.tmp*"):  # of states and of snapshots
             half_written.unlink(missing_ok=True)  # every rank looks
         for file in reversed(self.files()):
             try:
