@@ -1,6 +1,6 @@
 """Images a second of what is no training step: sampling, features, LMDB, the Fréchet distance."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from stand import random_source
 
 from fewstep.data.batches import batch_indices
 from fewstep.data.lmdb import ImageDataset, build_lmdb
-from fewstep.evaluate import generate_images
+from fewstep.evaluate import generate_batches
 from fewstep.flops import forward_flops
 from fewstep.metrics.features import FeatureExtractor, extract_outputs, load_features
 from fewstep.metrics.frechet import frechet_distance, gaussian_stats
@@ -57,8 +57,10 @@ def generation(
     flops, _ = forward_flops(build_denoiser(params), params)
     found = {}
     for kind, row in kinds(params).items():
-        make = partial(generate_images, params, row)
-        actions = {v: partial(make, n, range(batch), device) for v, n in networks.items()}
+        actions = {
+            v: partial(_consume, generate_batches, params, row, n, [range(batch)], device)
+            for v, n in networks.items()
+        }
         in_turn(actions, 1, device)  # compilation
         calls = nfe(row.sampler, row.steps, row.guidance_scale)
         each = summary(in_turn(actions, pairs, device), batch, calls * flops, about)
@@ -114,6 +116,11 @@ def data_rates(repeats: int) -> dict[str, Any]:
     found = {"build": built, "random_read": _rate(read, LMDB_IMAGES, CPU, repeats)}
     file.unlink()
     return found
+
+
+def _consume(make: Callable[..., Iterator[Any]], *arguments: Any) -> None:  # noqa: ANN401
+    for _ in make(*arguments):
+        pass
 
 
 def _median(action: Any, device: torch.device, repeats: int) -> list[float]:  # noqa: ANN401

@@ -18,7 +18,7 @@ from torch.multiprocessing.spawn import spawn
 from experiment import set_up, tiny_params
 from fewstep.data.lmdb import ImageDataset
 from fewstep.distributed import Rank
-from fewstep.evaluate import Validator, generate_images, real_images
+from fewstep.evaluate import Validator, batches, generate_batches, real_images
 from fewstep.files import read_json
 from fewstep.models import load_model
 from fewstep.params import Baseline, Generate, Params, Row, Validation, load_params
@@ -158,13 +158,15 @@ def test_reference_images_are_the_same_for_every_seed_and_begin_larger_ones(toy:
     assert sorted(many) == list(range(200)), "each image once"
 
 
-def test_each_batch_is_told_when_it_is_done(toy: Params) -> None:
+def test_images_come_batch_by_batch_as_each_is_done(toy: Params) -> None:
     denoiser, _ = load_model("teacher", toy)
-    done: list[int] = []
-    row, seeds = Row("teacher", "euler", 1, 1.0), range(20)
-    images, classes = generate_images(toy, row, denoiser, seeds, ALONE.device, done.append)
-    assert done == [8, 8, 4] and images.shape == (20, 1, 16, 16)
-    assert list(classes) == [i % 10 for i in seeds]
+    row, parts = Row("teacher", "euler", 1, 1.0), iter(batches(range(20), 8))
+    made = generate_batches(toy, row, denoiser, parts, ALONE.device)
+    images, classes = next(made)
+    assert images.shape == (8, 1, 16, 16) and list(classes) == list(range(8))
+    assert next(parts) == range(8, 16), "none was begun that could be lost"
+    (rest,) = made
+    assert list(rest[1]) == [6, 7, 8, 9]
 
 
 # --- ranks -------------------------------------------------------------------------------------

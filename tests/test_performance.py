@@ -27,7 +27,8 @@ from fewstep.denoiser import Denoiser
 from fewstep.distributed import Rank
 from fewstep.dmd2 import Critic, Dmd2
 from fewstep.ema import update_average
-from fewstep.models import MODELS, read_safetensors
+from fewstep.metrics.features import exact_products
+from fewstep.models import MODELS, build_denoiser, read_safetensors
 from fewstep.optimizer import Updates
 from fewstep.params import ConsistencySettings, Dmd2Settings, Params, Performance, load_params
 from fewstep.performance import ATTENTION, KINDS_OF_BLOCKS, Graphed, accelerate, tune
@@ -157,6 +158,22 @@ def test_attention_is_computed_in_every_block_as_asked() -> None:
         blocks = [part for part in unet.modules() if isinstance(part, UNetBlock)]
         assert len(blocks) == 10
         assert all(block.attention is function for block in blocks)
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("tf32", True), ("fp32", False)])
+def test_gpus_round_to_tf32_where_the_precision_says_so_and_never_for_a_score(
+    precision: str, allowed: bool
+) -> None:
+    def settings() -> tuple[object, bool]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    before = settings()
+    build_denoiser(replace(TINY, precision=precision))
+    assert settings() == (allowed, allowed)
+    with exact_products(torch.device("cuda")):
+        assert settings() == (False, False)
+    assert settings() == (allowed, allowed)
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def test_activations_lie_as_the_layout_says() -> None:

@@ -2,20 +2,26 @@
 
 import csv
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from experiment import set_up, tiny_params
+from fewstep import evaluate
 from fewstep.averages import SNAPSHOTS
 from fewstep.data.lmdb import ImageDataset
-from fewstep.evaluate import generate_images
 from fewstep.files import sha256_file
 from fewstep.models import MODELS, read_safetensors, save_model
 from fewstep.params import Params
 from fewstep.provenance import recall
+from fewstep.sample import SeededNoise
 from fewstep.stages import download_model, download_teacher, fid, generate, ref_stats, results_table
 from fewstep.stages.generate import SAMPLES
 from fewstep.tracking import Log
@@ -23,6 +29,7 @@ from fewstep.train import DATA
 from parity import structure_pickle
 
 ROW = "teacher-euler-4"
+DVC = Path(__file__).parents[1] / "dvc.yaml"
 VECTORS = Path(__file__).parent / "data" / "parity"
 
 
@@ -125,13 +132,14 @@ def test_an_interrupted_row_goes_on_with_the_batches_it_has(
     whole = (generate.SAMPLES / f"{ROW}.npz").read_bytes()
     asked: list[range] = []
 
-    def dies_at_the_third(params: Params, row: object, denoiser: object, seeds: range, *_: object):  # noqa: ANN202
-        asked.append(seeds)
-        if len(asked) == 3:
-            raise KeyboardInterrupt
-        return generate_images(params, row, denoiser, seeds, torch.device("cpu"))  # pyright: ignore
+    class DiesAtTheThird(SeededNoise):
+        def __init__(self, seeds: range, *rest: Any) -> None:  # noqa: ANN401
+            asked.append(seeds)
+            if len(asked) == 3:
+                raise KeyboardInterrupt
+            super().__init__(seeds, *rest)
 
-    monkeypatch.setattr(generate, "generate_images", dies_at_the_third)
+    monkeypatch.setattr(evaluate, "SeededNoise", DiesAtTheThird)
     with pytest.raises(KeyboardInterrupt):
         generate.run(params, ROW)
     generate.run(params, ROW)
@@ -221,6 +229,10 @@ def test_rows_are_scored_and_tabled(toy: Params, capsys: pytest.CaptureFixture[s
     for what in ("samples", "scores"):
         assert list(runs[what]) == list(table)
         assert all(run["hardware"] == runs["results"]["hardware"] for run in runs[what].values())
+    shutil.rmtree("results")
+    results_table.run(replace(params, students=MappingProxyType({})))
+    outputs = yaml.safe_load(DVC.read_text())["stages"]["results-table"]["outs"]
+    assert all(Path(out).exists() for out in outputs), "without students, too"
     (SAMPLES / "one.npz").write_bytes(b"made elsewhere")
     assert recall("samples/one", SAMPLES / "one.npz") is None
 

@@ -33,13 +33,13 @@ class Averages:
         self.stds = {f"phema_{std}": std for std in (block.phema.stds if block.phema else ())}
         self.names = ("average", *self.stds)
         self.networks: dict[str, Denoiser] = {}
-        self.shares: dict[str, list[Tensor]] = {}
+        self.shares: dict[str, list[Tensor]]
         if share is None:
             self.networks = {name: self._copy() for name in self.names}
-            self.shares |= {name: list(n.parameters()) for name, n in self.networks.items()}
+            self.shares = {name: list(n.parameters()) for name, n in self.networks.items()}
         else:
             self.weights = self._split(self.weights)[share.index]
-            self.shares |= {name: [t.clone() for t in self.weights] for name in self.names}
+            self.shares = {name: [t.clone() for t in self.weights] for name in self.names}
 
     def update(self, nimg: int) -> None:
         """Take in the student's weights after the images [nimg, nimg + batch)."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fewstep import noise
 from fewstep.batch import Batch
 from fewstep.denoiser import ConditionalDenoise, Denoiser
+from fewstep.distributed import to_device
 from fewstep.losses import distance, loss_weight
 from fewstep.meter import Logged, by_group, by_sigma, mean_of
 from fewstep.noise import per_image
@@ -39,7 +40,7 @@ class Edges:
     terminal: Tensor
 
     def to(self, device: torch.device) -> "Edges":
-        return Edges(*(t.to(device, non_blocking=True) for t in vars(self).values()))
+        return Edges(*(to_device(t, device) for t in vars(self).values()))
 
 
 @dataclass(frozen=True)

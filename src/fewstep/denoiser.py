@@ -12,7 +12,12 @@ from fewstep.unet import UNet
 ConditionalDenoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x, sigma, labels) -> D(x; sigma): x (B, C, H, W), sigma scalar or (B,), labels (B, classes)."""
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 class Denoiser(nn.Module):
@@ -28,7 +33,7 @@ class Denoiser(nn.Module):
     def precondition(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x and sigma in float32, (B, C, H, W) and (B, 1, 1, 1); and c_in, (B, 1, 1, 1)."""
         x = x.to(torch.float32)
-        sigma = per_image(sigma.to(x)).expand(len(x), 1, 1, 1)
+        sigma = per_image(sigma.to(x, non_blocking=True)).expand(len(x), 1, 1, 1)
         return x, sigma, 1 / (sigma**2 + self.sigma_data**2).sqrt()
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:

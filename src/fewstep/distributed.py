@@ -56,6 +56,13 @@ def joined(device: str) -> Generator[Rank]:
             dist.destroy_process_group()
 
 
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """The values on that device; a GPU that is still at work is not waited for."""
+    if device.type == "cuda" and not values.is_cuda:
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
 def over_ranks(module: nn.Module, rank: Rank) -> nn.Module:
     """The module with gradients averaged over ranks in its backward pass, in large buckets."""
     if rank.world == 1:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fewstep.batch import Batch
 from fewstep.denoiser import ConditionalDenoise, Denoiser
+from fewstep.distributed import to_device
 from fewstep.losses import (
     distribution_matching,
     fake_score_loss,
@@ -174,9 +175,8 @@ class Dmd2:
         rollouts = -(-n // steps)
         draw = partial(batch.normal_like, batch.images[:rollouts])
         every = backward_simulation(self.student, self.steps, steps - 1, labels[:rollouts], draw)
-        order = torch.randperm(rollouts * steps, generator=batch.cpu_generator)[:n].to(
-            labels.device
-        )
+        order = torch.randperm(rollouts * steps, generator=batch.cpu_generator)[:n]
+        order = to_device(order, labels.device)
         k, rollout = order // rollouts, order % rollouts
         return torch.cat(every)[order], labels[rollout], k
 

@@ -1,16 +1,20 @@
 """Generate images and score them: what the stages do after training, and validation during it."""
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fewstep.data.batches import batch_indices
 from fewstep.data.lmdb import ImageDataset
 from fewstep.denoiser import ConditionalDenoise, Denoiser, guided, one_hot
-from fewstep.distributed import Rank, gather
+from fewstep.distributed import Rank, gather, to_device
 from fewstep.download import CACHE, fetch
 from fewstep.metrics.features import (
     FeatureExtractor,
@@ -23,59 +27,66 @@ from fewstep.metrics.reference import published_stats
 from fewstep.params import Params, Row, Validation
 from fewstep.sample import SeededNoise, sample, to_uint8
 
+Seeds = TypeVar("Seeds", range, list[int])
+Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""A batch of images (B, C, H, W) and their classes (B,)."""
+
 
 @torch.no_grad()
-def generate_images(
+def generate_batches(
     params: Params,
     row: Row,
     denoiser: ConditionalDenoise,
-    seeds: Sequence[int],
+    parts: Iterable[Sequence[int]],
     device: torch.device,
-    done: Callable[[int], object] = lambda count: None,
-    classes: Sequence[int] | None = None,
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The images of these seeds as a row samples them, uint8 (N, C, H, W), and their classes (N,).
+    classes: Iterable[int] | None = None,
+) -> Iterator[Images]:
+    """The images of each batch of seeds as a row samples them, and their classes.
+
+    A GPU has the next batch to work on before the images of one are waited for.
 
     Args:
-        done: called with the number of images of each finished batch.
         classes: of each image; None: as params.generate.labels says.
 
     Raises:
         FloatingPointError: an image is not finite.
     """
-    d, n, batch = params.data, params.noise, params.generate.batch
+    d, n = params.data, params.noise
     denoise = guided(denoiser, row.guidance_scale)
-    images = np.empty((len(seeds), d.channels, d.resolution, d.resolution), np.uint8)
-    found = np.empty(len(seeds), np.int64)
-    for start in range(0, len(seeds), batch):
-        part = seeds[start : start + batch]
-        noise = SeededNoise(part, images.shape[1:])
+    given, launched = iter(classes or ()), deque[tuple[Sequence[int], Tensor, Tensor]]()
+    for part in parts:
+        noise = SeededNoise(part, (d.channels, d.resolution, d.resolution), device)
         latents, drawn = noise(), noise.labels(d.classes)
         balanced = torch.tensor(list(part)) % d.classes
         labels = balanced if params.generate.labels == "balanced" else drawn
         if classes is not None:
-            labels = torch.tensor(classes[start : start + batch])
+            labels = torch.tensor(list(islice(given, len(part))))
         x = sample(
             row.sampler,
             denoise,
             noise,
-            latents.to(device),
-            one_hot(labels, d.classes).to(device),
+            latents,
+            to_device(one_hot(labels, d.classes), device),
             row.steps,
             n.sigma_min,
             n.sigma_max,
             n.rho,
             asdict(row.churn) if row.churn else None,
         )
-        if not bool(torch.isfinite(x).all()):
-            raise FloatingPointError(
-                f"{row.model} gave images that are not finite: {row.sampler}, {row.steps} steps, "
-                f"guidance_scale {row.guidance_scale}, seeds {part[0]} to {part[-1]}"
-            )
-        images[start : start + batch] = to_uint8(x).cpu().numpy()
-        found[start : start + batch] = labels.numpy()
-        done(len(part))
-    return images, found
+        launched.append((part, labels, x))
+        if device.type == "cpu" or len(launched) > 1:
+            yield _finished(row, *launched.popleft())
+    for last in launched:
+        yield _finished(row, *last)
+
+
+def _finished(row: Row, seeds: Sequence[int], labels: Tensor, x: Tensor) -> Images:
+    if not bool(torch.isfinite(x).all()):
+        raise FloatingPointError(
+            f"{row.model} gave images that are not finite: {row.sampler}, {row.steps} steps, "
+            f"guidance_scale {row.guidance_scale}, seeds {seeds[0]} to {seeds[-1]}"
+        )
+    return to_uint8(x).cpu().numpy(), labels.numpy()
 
 
 def real_images(dataset: ImageDataset, count: int) -> NDArray[np.int64]:
@@ -104,7 +115,7 @@ def published_reference(params: Params, extractor: FeatureExtractor) -> Gaussian
     return published_stats(file, extractor.dim)
 
 
-def batches(seeds: range, batch: int) -> list[range]:
+def batches(seeds: Seeds, batch: int) -> list[Seeds]:
     """Seeds that are sampled together: the same ones whatever ranks share them."""
     return [seeds[start : start + batch] for start in range(0, len(seeds), batch)]
 
@@ -162,12 +173,11 @@ class Validator:
     def _images(self, denoiser: Denoiser, row: Row) -> NDArray[np.uint8]:
         v, rank = self.settings, self.rank
         parts = batches(range(v.first_seed, v.first_seed + v.images), self.params.generate.batch)
-        mine = {
-            i: generate_images(self.params, row, denoiser, parts[i], rank.device)[0]
-            for i in range(rank.index, len(parts), rank.world)
-        }
-        found = {i: images for part in gather(mine, rank) for i, images in part.items()}
-        return np.concatenate([found[i] for i in range(len(parts))])
+        mine = parts[rank.index :: rank.world]
+        made = generate_batches(self.params, row, denoiser, mine, rank.device)
+        found = dict(zip(mine, (images for images, _ in made), strict=True))
+        everyone = {part: images for each in gather(found, rank) for part, images in each.items()}
+        return np.concatenate([everyone[part] for part in parts])
 
     def _features(
         self, count: int, read: Callable[[slice], NDArray[np.uint8]]

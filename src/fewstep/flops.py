@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.denoiser import PRECISIONS, Denoiser
 from fewstep.params import Params
+from fewstep.performance import allow_tf32
 
 
 def forward_flops(denoiser: Denoiser, params: Params) -> tuple[int, int]:
@@ -29,6 +30,7 @@ def forward_flops(denoiser: Denoiser, params: Params) -> tuple[int, int]:
 
 def matmul_rate(device: torch.device, precision: str) -> float:
     """FLOP/s of a large matrix product in that precision, the best of 6, measured now."""
+    allow_tf32(precision == "tf32")
     n = 8192 if device.type == "cuda" else 1024
     a = torch.randn(n, n, device=device).to(PRECISIONS[precision])
     seconds = []

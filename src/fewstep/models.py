@@ -13,7 +13,7 @@ from torch import Tensor
 from fewstep.denoiser import Denoiser
 from fewstep.files import atomic_path, write_json
 from fewstep.params import Params
-from fewstep.performance import tune
+from fewstep.performance import allow_tf32, tune
 from fewstep.unet import UNet
 
 MODELS = Path("artifacts/models")
@@ -26,6 +26,7 @@ def build_denoiser(
     dropout_resolutions: tuple[int, ...] | None = None,
 ) -> Denoiser:
     """A denoiser of params.network with random weights, in train mode, on the CPU."""
+    allow_tf32(params.precision == "tf32")
     n, d = params.network, params.data
     unet = UNet(
         d.resolution,

@@ -343,7 +343,7 @@ class Performance:
 class Params:
     seed: int
     device: Literal["auto", "cpu", "cuda"]
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Literal["fp32", "tf32", "bf16", "fp16"]
     data: Data
     network: Network
     noise: Noise

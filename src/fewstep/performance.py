@@ -46,6 +46,14 @@ def tune(network: Module, performance: Performance) -> Module:
     return network
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Whether GPUs may multiply float32 in TF32, with 10 bits of fraction, in this process.
+
+    torch's own setting lets convolutions do it, matrix products not.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
 def accelerate(network: Module, performance: Performance, frozen: bool = False) -> Module:
     """The same network, compiled and, where frozen, replayed as CUDA graphs, as params ask.
 

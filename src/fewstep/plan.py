@@ -28,6 +28,7 @@ from fewstep.params import (
     Student,
 )
 from fewstep.sample import nfe
+from fewstep.train import check_world
 from fewstep.unet import UNetBlock
 
 GB = 1e9
@@ -40,7 +41,7 @@ MOMENTS = 100  # of the training, at which the teacher's grid is looked at
 
 @dataclass(frozen=True)
 class Gpu:
-    """Memory in bytes and dense FLOP/s by precision, from the data sheet; fp32 is not TF32."""
+    """Memory in bytes and dense FLOP/s by precision, from the data sheet."""
 
     memory: float
     flops: dict[str, float]
@@ -48,7 +49,8 @@ class Gpu:
     @classmethod
     def of(cls, memory_gb: float, half_tflops: float, single_tflops: float) -> "Gpu":
         half, single = half_tflops * 1e12, single_tflops * 1e12
-        return cls(memory_gb * GB, {"bf16": half, "fp16": half, "fp32": single})
+        rates = {"bf16": half, "fp16": half, "tf32": half / 2, "fp32": single}
+        return cls(memory_gb * GB, rates)
 
 
 GPUS = {
@@ -359,15 +361,10 @@ def _memory_warnings(student: StudentPlan, params: Params, hardware: Hardware) -
 
 
 def _world_warnings(student: StudentPlan, hardware: Hardware) -> Iterator[str]:
-    block = student.block
-    rounds = block.batch // block.batch_gpu
-    if rounds % hardware.world:
-        fits = [n for n in range(1, rounds + 1) if rounds % n == 0]
-        yield (
-            f"{student.name}: need a number of GPUs that divides batch / batch_gpu = {rounds}, got "
-            f"{hardware.world}; {', '.join(map(str, fits))} would "
-            f"(params.yaml: students.{student.name}.batch_gpu)"
-        )
+    try:
+        check_world(student.name, student.block, hardware.world)
+    except ValueError as error:
+        yield f"{student.name}: {error}"
 
 
 def _segment_warnings(student: StudentPlan, params: Params) -> Iterator[str]:

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from fewstep.denoiser import ConditionalDenoise
+from fewstep.distributed import to_device
 from fewstep.noise import karras_sigmas, with_zero
 from fewstep.solve import churn, ddim_step, euler_step, heun_step
 
 Noise = Callable[[], Tensor]
 """Gives the next standard normal images of a batch, shape (B, C, H, W), float32."""
 
+CPU = torch.device("cpu")
 SAMPLERS = ("heun", "euler", "ddim", "renoise", "churn")
 
 
@@ -22,15 +24,22 @@ class SeededNoise:
     The numbers of an image depend on its seed alone, not on batch, rank or device.
     """
 
-    def __init__(self, seeds: Sequence[int], shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        shape: tuple[int, int, int],
+        device: torch.device = CPU,
+    ) -> None:
         self.generators = [torch.Generator().manual_seed(int(s)) for s in seeds]
-        self.shape = shape
+        self.shape, self.device = shape, device
 
     def __call__(self) -> Tensor:
-        return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators])
+        """Drawn on the CPU, given on the device."""
+        drawn = torch.stack([torch.randn(self.shape, generator=g) for g in self.generators])
+        return to_device(drawn, self.device)
 
     def labels(self, classes: int) -> Tensor:
-        """A class index a seed, uniform, int64, shape (B,)."""
+        """A class index a seed, uniform, int64, shape (B,), on the CPU."""
         draws = [torch.randint(classes, (1,), generator=g) for g in self.generators]
         return torch.cat(draws)
 

@@ -29,7 +29,7 @@ from fewstep.data.batches import batch_indices
 from fewstep.data.lmdb import ImageDataset
 from fewstep.data.prefetch import Prefetch
 from fewstep.denoiser import one_hot
-from fewstep.distributed import AnyRank, Rank, barrier, gather, over_ranks
+from fewstep.distributed import AnyRank, Rank, barrier, gather, over_ranks, to_device
 from fewstep.evaluate import Validator
 from fewstep.files import atomic_path, replace_folder, sha256_file
 from fewstep.fingerprint import fingerprint
@@ -219,8 +219,8 @@ class Run:
     def on_device(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Images in [-1, 1], (B, C, H, W), and one-hot labels, (B, classes)."""
         device = self.rank.device
-        images = pixels.to(device, non_blocking=True).float() / 127.5 - 1
-        return images, one_hot(labels.to(device, non_blocking=True), self.params.data.classes)
+        images = to_device(pixels, device).float() / 127.5 - 1
+        return images, one_hot(to_device(labels, device), self.params.data.classes)
 
     def update(self, phase: str, batches: list[Batch]) -> None:
         """One optimiser step of the network of that phase."""

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -64,18 +64,26 @@ class FeatureExtractor:
                 "need uint8 images of shape (N, 1 or 3, H, W), "
                 f"got {images.dtype} of shape {tuple(images.shape)} (params.yaml: data.channels)"
             )
-        with torch.inference_mode(), _exact_convolutions(self.device):
+        with torch.inference_mode(), exact_products(self.device):
             outputs = self.network(images.to(self.device))
             return {name: rows.float() for name, rows in outputs.items()}
 
 
-def _exact_convolutions(device: torch.device) -> AbstractContextManager[None]:
-    """cuDNN in float32: TF32, its default, would make the score depend on the kind of GPU."""
+@contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """All products in float32: TF32 would make the score depend on the kind of GPU."""
     if device.type == "cpu":  # where several threads may be here, and the flags are everyone's
-        return nullcontext()
-    return torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    )
+        yield
+        return
+    products = torch.backends.cuda.matmul
+    before, products.allow_tf32 = products.allow_tf32, False
+    try:
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        ):
+            yield
+    finally:
+        products.allow_tf32 = before
 
 
 Loader = Callable[[torch.device, Path | None, str | None], FeatureExtractor]

@@ -95,15 +95,15 @@ def loss_curves(logs: Mapping[str, str | os.PathLike[str]], path: str | os.PathL
         logs: log.jsonl by student. Names with a slash, which break a loss down, are not drawn.
 
     Raises:
-        ValueError: no logs, or a line that is no row of a log.
+        ValueError: a line that is no row of a log.
     """
-    if not logs:
-        raise ValueError("need the log of at least 1 student, got 0 (params.yaml: students)")
     losses = {student: _main_curves(read_log(log)) for student, log in logs.items()}
-    across = max(1, *(len(curves) for curves in losses.values()))
+    across, down = max(2, *map(len, losses.values()), 0), max(1, len(losses))
     panel_width, panel_height = 340, 240
-    figure = _figure(max(across, 2) * panel_width, len(losses) * panel_height)
-    axes = figure.subplots(len(losses), max(across, 2), squeeze=False)
+    figure = _figure(across * panel_width, down * panel_height)
+    axes = figure.subplots(down, across, squeeze=False)
+    if not losses:
+        figure.clear()  # a white page: nothing was trained
     for line, (student, curves) in enumerate(losses.items()):
         for axis in axes[line][len(curves) :]:
             axis.axis("off")

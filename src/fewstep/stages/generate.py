@@ -11,7 +11,7 @@ import torch
 from fewstep.checkpoint import forget_finished
 from fewstep.denoiser import Denoiser
 from fewstep.distributed import Rank, barrier
-from fewstep.evaluate import batches, generate_images
+from fewstep.evaluate import batches, generate_batches
 from fewstep.files import atomic_path, sha256_file, write_json
 from fewstep.launch import ranks, several_gpus
 from fewstep.models import MODELS, load_model
@@ -64,10 +64,11 @@ def sample_parts(
     missing = [part for part in mine if not _file(folder, part).exists()]
     total, todo = sum(map(len, mine)), sum(map(len, missing))
     with progress(total, desc, initial=total - todo, silent=not rank.first) as bar:
-        for part in missing:
-            images, labels = generate_images(params, row, denoiser, part, rank.device, bar.update)
+        made = generate_batches(params, row, denoiser, missing, rank.device)
+        for part, (images, labels) in zip(missing, made, strict=True):
             with atomic_path(_file(folder, part)) as path:
                 np.savez(path, images=images, labels=labels)
+            bar.update(len(part))
 
 
 def collect(folder: Path, parts: Sequence[range], out: Path) -> None:

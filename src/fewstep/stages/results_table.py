@@ -162,7 +162,8 @@ def neighbours_note(about: dict[str, Any], params: Params) -> str:
 
 def write_curves(logs: dict[str, Path]) -> None:
     """Each student's loss, and its validation where it has one, over kimg: for `dvc plots`."""
-    (RESULTS / "validation").mkdir(parents=True, exist_ok=True)
+    for folder in ("losses", "validation"):  # outputs of the stage, be they empty
+        (RESULTS / folder).mkdir(parents=True, exist_ok=True)
     for student, log in logs.items():
         curves = read_log(log)
         write_curve(curves.get("loss") or curves["loss_dm"], RESULTS / "losses", student, "loss")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fewstep.denoiser import Denoiser
 from fewstep.distributed import pick_device
-from fewstep.evaluate import generate_images
+from fewstep.evaluate import batches, generate_batches
 from fewstep.files import atomic_path
 from fewstep.interop.architecture import check_architecture
 from fewstep.interop.checkpoint import import_checkpoint
@@ -51,11 +51,12 @@ def run(
     row = row_of(model, params, sampler, steps, guidance)
     denoiser, device = load(model, params), pick_device(params.device)
     labels = [chosen[i % len(chosen)] for i in range(len(numbers))]
+    parts, made = batches(numbers, params.generate.batch), list[NDArray[np.uint8]]()
     with progress(len(numbers), f"sample {model}") as bar:
-        images, _ = generate_images(
-            params, row, denoiser.to(device), numbers, device, bar.update, labels
-        )
-    folder = out or FOLDER / Path(model).stem
+        for found, _ in generate_batches(params, row, denoiser.to(device), parts, device, labels):
+            made.append(found)
+            bar.update(len(found))
+    images, folder = np.concatenate(made), out or FOLDER / Path(model).stem
     write(folder, images, labels, numbers)
     calls = nfe(row.sampler, row.steps, row.guidance_scale)
     print(f"sample: {len(images)} images of {model}, {row.sampler}, {calls} NFE, in {folder}")
