@@ -57,21 +57,25 @@ def measure(params: Params, options: argparse.Namespace) -> dict[str, Any]:
     """Everything that was asked for; the matrix product first, on the same device."""
     device = pick_device(params.device)
     variants = chosen(options.variants, params)
+    precisions = {how.precision for how in variants.values()}
     found: dict[str, Any] = {
         "device": device.type,
         "precision": params.precision,
         "threads": torch.get_num_threads(),
         "pairs": options.pairs,
         "baseline": options.variants[-1],
-        "variants": {name: vars(how) for name, how in variants.items()},
-        "matmul_flops_per_second": matmul_rate(device, params.precision),
+        "variants": {
+            name: {"precision": how.precision, **vars(how.performance)}
+            for name, how in variants.items()
+        },
+        "matmul_flops_per_second": {p: matmul_rate(device, p) for p in sorted(precisions)},
     }
     random_inputs(params)
     if "training" in options.parts:
         found["training"] = {}
         for name in methods(params, options.methods):
             say(f"training {name}")
-            found["training"][name] = training(name, params, variants, device, options.pairs, found)
+            found["training"][name] = training(name, variants, device, options.pairs, found)
     if "generation" in options.parts:
         say("generation")
         found["generation"] = generation(params, variants, device, options.pairs, found)

@@ -44,7 +44,7 @@ def summary(
 ) -> dict[str, dict[str, Any]]:
     """Of each variant: median seconds, images/s, the speed-up over the baseline by pairs, and the
     share of the matrix product's rate that images of `flops` each come to."""
-    found, baseline = {}, about["baseline"]
+    found, baseline, rates = {}, about["baseline"], about["matmul_flops_per_second"]
     for name, mine in samples.items():
         ratios = [base / own for base, own in zip(samples[baseline], mine, strict=True)]
         wall, cpu = (median(float(s[clock]) for s in mine) for clock in (0, 1))
@@ -52,7 +52,7 @@ def summary(
             "seconds": wall,
             "cpu_seconds": cpu,
             "images_per_second": images / wall,
-            "utilisation": images / wall * flops / about["matmul_flops_per_second"],
+            "utilisation": images / wall * flops / rates[about["variants"][name]["precision"]],
             "speedup": median(float(r[0]) for r in ratios),
             "cpu_speedup": median(float(r[1]) for r in ratios),
             "samples": [s.tolist() for s in mine],

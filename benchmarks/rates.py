@@ -20,7 +20,7 @@ from fewstep.metrics.features import FeatureExtractor, extract_outputs, load_fea
 from fewstep.metrics.frechet import frechet_distance, gaussian_stats
 from fewstep.metrics.inception import Inception
 from fewstep.models import build_denoiser, load_model
-from fewstep.params import Params, Performance, Row
+from fewstep.params import Params, Row
 from fewstep.performance import accelerate
 from fewstep.sample import nfe
 
@@ -42,7 +42,7 @@ def kinds(params: Params) -> dict[str, Row]:
 
 def generation(
     params: Params,
-    variants: Mapping[str, Performance],
+    variants: Mapping[str, Params],
     device: torch.device,
     pairs: int,
     about: Mapping[str, Any],
@@ -52,8 +52,8 @@ def generation(
     if device.type == "cpu":
         batch = min(batch, CPU_BATCH)
     for variant, how in variants.items():
-        denoiser, _ = load_model("teacher", replace(params, performance=how))
-        networks[variant] = accelerate(denoiser.to(device), how, frozen=True)
+        denoiser, _ = load_model("teacher", how)
+        networks[variant] = accelerate(denoiser.to(device), how.performance, frozen=True)
     flops, _ = forward_flops(build_denoiser(params), params)
     found = {}
     for kind, row in kinds(params).items():

@@ -6,7 +6,6 @@ so on a GPU they can add up to more than a step.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -17,7 +16,7 @@ from fewstep.data.lmdb import ImageDataset
 from fewstep.distributed import Rank
 from fewstep.meter import Meter
 from fewstep.methods import student_block
-from fewstep.params import Params, Performance
+from fewstep.params import Params
 from fewstep.train import DATA, Run, peak_memory
 
 WARM_UP = 2  # cycles: compilation, and the optimiser's state
@@ -49,8 +48,7 @@ def methods(params: Params, wanted: list[str] | None) -> list[str]:
 
 def training(
     name: str,
-    params: Params,
-    variants: Mapping[str, Performance],
+    variants: Mapping[str, Params],
     device: torch.device,
     pairs: int,
     about: Mapping[str, Any],
@@ -59,7 +57,7 @@ def training(
 
     One measurement is a cycle: as many steps as lie between two updates of the student.
     """
-    runs = {v: Stepped(name, replace(params, performance=h), device) for v, h in variants.items()}
+    runs = {v: Stepped(name, params, device) for v, params in variants.items()}
     for run in runs.values():
         run.warm_up()
     some = next(iter(runs.values()))

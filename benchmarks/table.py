@@ -9,10 +9,10 @@ def markdown(found: dict[str, Any]) -> str:
 
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
-    rate = found["matmul_flops_per_second"] / 1e12
+    rates = found["matmul_flops_per_second"].items()
     yield f"`{found['command']}`, {found['device']}, {found['threads']} threads, "
     yield f"{found['precision']}, medians of {found['pairs']}. "
-    yield f"Matrix product: {rate:.4g} TFLOP/s."
+    yield f"Matrix product: {', '.join(f'{p} {rate / 1e12:.4g} TFLOP/s' for p, rate in rates)}."
     base = found["baseline"]
     if "training" in found:
         yield from ["", "Training, images/s of a step:", ""]

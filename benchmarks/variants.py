@@ -1,6 +1,7 @@
-"""The ways of computing that are compared: each a set of `performance` keys of params.yaml."""
+"""The ways of computing that are compared: params with other `performance`, or `precision`."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from fewstep.params import Params, Performance
 
@@ -13,6 +14,7 @@ PLAIN: dict[str, Any] = {
     "recompute": (),
     "shard": False,
 }
+HALF: tuple[Literal["bf16", "fp16"], ...] = ("bf16", "fp16")
 SWITCHES: dict[str, dict[str, Any]] = {
     "layout": {"layout": "channels_last"},
     "attention": {"attention": "fused"},
@@ -24,25 +26,33 @@ SWITCHES: dict[str, dict[str, Any]] = {
 }
 
 
-def known(params: Params) -> dict[str, Performance]:
+def known(params: Params) -> dict[str, Params]:
     """`plain`; `fast`, the params' own; plain with one switch; fast with one more, as fast+NAME.
 
-    `recompute` computes all activations of the largest resolution again.
+    `recompute` computes all activations of the largest resolution again; bf16 and fp16 are switches
+    too.
     """
-    own = vars(params.performance)
     switches = {**SWITCHES, "recompute": {"recompute": (params.data.resolution,)}}
-    found = {"plain": Performance(**PLAIN), "fast": params.performance}
-    found |= {name: Performance(**{**PLAIN, **switch}) for name, switch in switches.items()}
-    return found | {f"fast+{n}": Performance(**{**own, **s}) for n, s in switches.items()}
+    found: dict[str, Params] = {}
+    for base, prefix in ((PLAIN, ""), (vars(params.performance), "fast+")):
+        own = replace(params, performance=Performance(**base))
+        found[prefix.rstrip("+") or "plain"] = own
+        for name, switch in switches.items():
+            found[prefix + name] = replace(params, performance=Performance(**{**base, **switch}))
+        found |= {prefix + name: replace(own, precision=name) for name in HALF}
+    return found
 
 
-def chosen(names: list[str], params: Params) -> dict[str, Performance]:
+def chosen(names: list[str], params: Params) -> dict[str, Params]:
     """The variants of those names.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or tf32 beside another precision.
     """
     every = known(params)
     if unknown := [name for name in names if name not in every]:
         raise ValueError(f"need variants of {', '.join(every)}, got {', '.join(unknown)}")
-    return {name: every[name] for name in names}
+    found = {name: every[name] for name in names}
+    if len(precisions := {how.precision for how in found.values()}) > 1 and "tf32" in precisions:
+        raise ValueError("need one precision where it is tf32, which is the whole process's")
+    return found

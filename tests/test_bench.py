@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,8 @@ def test_every_method_kind_of_row_and_variant_is_measured(found: dict[str, Any])
     assert found["features"]["extraction"]["images_per_second"] > 0
     assert found["data"]["random_read"]["images_per_cpu_second"] > 0
     assert 0 < found["data"]["ingest"]["images_per_second"] < 300
-    assert found["variants"]["plain"] == {**vars(Performance("contiguous", "plain", "loop")),
-                                          "recompute": []}  # fmt: skip
+    plain = vars(Performance("contiguous", "plain", "loop"))
+    assert found["variants"]["plain"] == {"precision": "fp32", **plain, "recompute": []}
 
 
 def test_what_imagenet_takes_is_reckoned_from_fewer_images(
@@ -153,19 +154,23 @@ def test_the_table_is_printed_and_the_users_folder_is_left_alone(done: tuple[Pat
 def test_an_unknown_variant_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     run = bench(tmp_path, "--variants", "fast", "faster")
     assert run.returncode != 0
-    assert "need variants of plain, fast, layout, attention" in run.stderr
+    assert "need variants of plain, layout, attention" in run.stderr
     assert "got faster" in run.stderr
 
 
 def test_a_switch_differs_from_plain_by_itself_alone(modules: None, tmp_path: Path) -> None:
     from variants import SWITCHES, known  # pyright: ignore[reportMissingImports]
 
-    every = known(tiny_params(tmp_path, performance={"attention": "plain"}))
-    plain = vars(every["plain"])
+    params = tiny_params(tmp_path, performance={"attention": "plain"})
+    every = known(params)
+    plain = vars(every["plain"].performance)
     for name in (*SWITCHES, "recompute"):
-        assert sum(vars(every[name])[key] != plain[key] for key in plain) == 1, name
-    assert every["fast"] == Performance(attention="plain")
-    assert every["fast+recompute"] == Performance(attention="plain", recompute=(16,))
+        assert sum(vars(every[name].performance)[key] != plain[key] for key in plain) == 1, name
+    assert every["fast"] == params
+    recompute = Performance(attention="plain", recompute=(16,))
+    assert every["fast+recompute"] == replace(params, performance=recompute)
+    assert every["bf16"] == replace(every["plain"], precision="bf16")
+    assert every["fast+bf16"] == replace(params, precision="bf16")
 
 
 def test_the_floor_has_all_operations_that_are_counted_elsewhere(
@@ -206,9 +211,10 @@ def test_speed_is_compared_pair_by_pair(modules: None) -> None:
 
     wall = {"plain": [2.0, 20.0, 3.0], "fast": [1.0, 10.0, 1.0]}  # the second pair was disturbed
     samples = {v: [torch.tensor([s, s]).numpy() for s in each] for v, each in wall.items()}
-    about = {"baseline": "plain", "matmul_flops_per_second": 24.0}
+    about = {"baseline": "plain", "matmul_flops_per_second": {"fp32": 24.0, "bf16": 48.0}}
+    about["variants"] = {"plain": {"precision": "fp32"}, "fast": {"precision": "bf16"}}
     found = summary(samples, 12, 3.0, about)
-    assert [found[v]["utilisation"] for v in wall] == [0.5, 1.5], "12 images of 3 FLOPs"
+    assert [found[v]["utilisation"] for v in wall] == [0.5, 0.75], "12 images of 3 FLOPs"
     assert found["fast"]["speedup"] == 2.0
     assert found["fast"]["images_per_second"] == 12.0
     assert found["plain"]["seconds"] == 3.0

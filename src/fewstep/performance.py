@@ -9,14 +9,13 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.params import Performance
-from fewstep.unet import UNet, UNetBlock, plain_attention
+from fewstep.unet import UNet, UNetBlock, fused_attention, plain_attention
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-ATTENTION = {"fused": F.scaled_dot_product_attention, "plain": plain_attention}
+ATTENTION = {"fused": fused_attention, "plain": plain_attention}
 WARM_UP = 3  # calls before a CUDA graph is captured: libraries set themselves up in the first ones
 KINDS_OF_BLOCKS = 256  # what one process may compile; ADM-64 has 30 kinds, times modes
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from math import ceil, prod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewstep.consistency import Consistency
@@ -29,7 +28,7 @@ from fewstep.params import (
 )
 from fewstep.sample import nfe
 from fewstep.train import check_world
-from fewstep.unet import UNetBlock
+from fewstep.unet import UNetBlock, fused_attention
 
 GB = 1e9
 CONTEXT = 2 * GB  # CUDA's own, and cuDNN's workspaces
@@ -216,7 +215,7 @@ def _kept(denoiser: Denoiser, call: ConditionalDenoise, params: Params, images: 
     """Bytes of the storages that a call saves for its backward pass, weights left out."""
     d, kept = params.data, dict[int, torch.UntypedStorage]()
     for block in (m for m in denoiser.modules() if isinstance(m, UNetBlock)):
-        if block.attention is F.scaled_dot_product_attention:
+        if block.attention is fused_attention:
             block.attention = _fused_attention
     own = {p.untyped_storage()._cdata for p in denoiser.parameters()}
 

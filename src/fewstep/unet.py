@@ -70,6 +70,11 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
+def widened(x: Tensor) -> torch.dtype:
+    """x's type; float32 for half precision on a CPU, some of whose kernels take 4 times as long."""
+    return torch.float32 if x.device.type == "cpu" else x.dtype
+
+
 class GroupNorm(nn.Module):
     """Group normalisation with at least 4 channels a group and at most 32 groups."""
 
@@ -80,8 +85,9 @@ class GroupNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        return F.group_norm(x, self.groups, weight, bias, self.eps)
+        dtype = widened(x)
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        return F.group_norm(x.to(dtype), self.groups, weight, bias, self.eps).to(x.dtype)
 
 
 class Init:
@@ -125,9 +131,7 @@ class UNetBlock(nn.Module):
         recompute: its activations are not kept for the backward pass, but computed again there.
     """
 
-    attention: Callable[[Tensor, Tensor, Tensor], Tensor] = staticmethod(
-        F.scaled_dot_product_attention
-    )
+    attention: Callable[[Tensor, Tensor, Tensor], Tensor]
     recompute = False
 
     def __init__(
@@ -142,6 +146,7 @@ class UNetBlock(nn.Module):
         down: bool = False,
     ) -> None:
         super().__init__()
+        self.attention = fused_attention
         self.style, self.dropout, self.n_out = style, dropout, n_out
         self.norm0 = GroupNorm(n_in, style.eps)
         self.conv0 = Conv2d(n_in, n_out, 3, style.init, up, down)
@@ -195,6 +200,12 @@ class UNetBlock(nn.Module):
         a = self.attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
         weight, bias = self.proj.cast(x.dtype)
         return F.linear(a, weight.flatten(1), bias).transpose(1, 2).reshape(x.shape)
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(channels)) v, whose weights are never all in memory."""
+    dtype = widened(q)
+    return F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype)).to(q.dtype)
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
