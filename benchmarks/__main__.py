@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from ingest import ingest_rates
-from rates import data_rates, feature_rates, generation
+from rates import data_rates, feature_rates, generation, one_call
 from stand import prepare, random_inputs
 from steps import methods, training
 from table import markdown
@@ -79,6 +79,7 @@ def measure(params: Params, options: argparse.Namespace) -> dict[str, Any]:
     if "generation" in options.parts:
         say("generation")
         found["generation"] = generation(params, variants, device, options.pairs, found)
+        found["one_call"] = one_call(params, device, options.pairs)
     if "features" in options.parts:
         say("features")
         found["features"] = feature_rates(params, device, options.pairs)

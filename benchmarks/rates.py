@@ -14,6 +14,7 @@ from stand import random_source
 
 from fewstep.data.batches import batch_indices
 from fewstep.data.lmdb import ImageDataset, build_lmdb
+from fewstep.denoiser import Denoiser
 from fewstep.evaluate import generate_batches
 from fewstep.flops import forward_flops
 from fewstep.metrics.features import FeatureExtractor, extract_outputs, load_features
@@ -71,6 +72,30 @@ def generation(
             "variants": each,
         }
     return found
+
+
+def one_call(params: Params, device: torch.device, pairs: int) -> dict[str, float]:
+    """Two batches in one network call, as guidance and the discriminator have them, against two."""
+    denoiser = accelerate(load_model("teacher", params)[0].to(device), params.performance, True)
+    d, half = params.data, params.generate.batch
+    if device.type == "cpu":
+        half = min(half, CPU_BATCH)
+    x = torch.randn(2 * half, d.channels, d.resolution, d.resolution, device=device)
+    sigma, labels = torch.ones(2 * half, device=device), torch.zeros(2 * half, d.classes).to(device)
+    whole = (x, sigma, labels)
+    calls = {"one": [whole], "two": list(zip(*(t.chunk(2) for t in whole), strict=True))}
+    actions = {name: partial(_call, denoiser, inputs) for name, inputs in calls.items()}
+    in_turn(actions, 1, device)
+    samples = in_turn(actions, pairs, device)
+    ratios = [two / one for one, two in zip(*samples.values(), strict=True)]
+    wall, cpu = (median(float(ratio[clock]) for ratio in ratios) for clock in (0, 1))
+    return {"images": half, "speedup": wall, "cpu_speedup": cpu}
+
+
+@torch.no_grad()
+def _call(denoiser: Denoiser, each: list[tuple[torch.Tensor, ...]]) -> None:
+    for inputs in each:
+        denoiser(*inputs)
 
 
 def feature_network(params: Params, device: torch.device) -> FeatureExtractor:

@@ -22,6 +22,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     if "generation" in found:
         yield from ["", "Generation:", ""]
         yield from _comparison(found["generation"], "sampler", base)
+        yield from ["", _one_call(found["one_call"])]
     if "features" in found or "data" in found:
         yield from ["", *table(["", "images/s", "images/s of processor"], _rates(found))]
     if "data" in found:
@@ -78,6 +79,13 @@ def _rates(found: dict[str, Any]) -> Iterator[list[str]]:
         yield row(f"{name}, {ingest['processes']} processes", ingest)
         yield row("LMDB of 64x64x3, build", data["build"])
         yield row("LMDB of 64x64x3, random read into batches", data["random_read"])
+
+
+def _one_call(joined: dict[str, float]) -> str:
+    return (
+        f"One call of the network for two batches of {joined['images']} against two, `fast`: "
+        f"{joined['speedup']:.2f}, of processor {joined['cpu_speedup']:.2f}."
+    )
 
 
 def _imagenet(ingest: dict[str, Any]) -> str:

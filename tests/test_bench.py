@@ -75,6 +75,7 @@ def test_every_method_kind_of_row_and_variant_is_measured(found: dict[str, Any])
             assert 0 < variant["cpu_seconds"]
             assert 0 < variant["utilisation"] < 1
         assert row["variants"]["plain"]["speedup"] == 1.0
+    assert found["one_call"]["images"] == 8 and found["one_call"]["cpu_speedup"] > 0
     assert found["features"]["extraction"]["images_per_second"] > 0
     assert found["data"]["random_read"]["images_per_cpu_second"] > 0
     assert 0 < found["data"]["ingest"]["images_per_second"] < 300

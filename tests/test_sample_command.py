@@ -89,7 +89,7 @@ def test_other_peoples_checkpoints_and_folders_are_sampled(
         ("teacher --seeds 9-3", r"need at least one number, got '9-3' \(--seeds\)"),
         ("teacher --classes 0,10", "need --classes below 10, got 10"),
         ("teacher --sampler churn", "need --sampler of heun, euler, ddim, renoise, got 'churn'"),
-        ("teacher --steps -1", "need --steps of at least 1, got -1"),
+        ("teacher --steps 0", "need --steps of at least 1, got 0"),
         ("params.yaml", "need an EDM pickle"),
     ],
 )

@@ -93,7 +93,7 @@ def row_of(
     known = [s for s in SAMPLERS if s != "churn"]  # whose four numbers are a row's
     if name not in known:
         raise ValueError(f"need --sampler of {', '.join(known)}, got {name!r}")
-    count = steps or own
+    count = own if steps is None else steps
     if count < 1:
         raise ValueError(f"need --steps of at least 1, got {count}")
     return Row(model, name, count, guidance)  # pyright: ignore[reportArgumentType]
