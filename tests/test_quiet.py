@@ -58,8 +58,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     return set_up(tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize(
+METHODS = pytest.mark.parametrize(
     ("name", "settings"),
     [
         ("teacher", {}),
@@ -69,9 +68,10 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
         ("dmd2-4", {"all_stops": True}),
     ],
 )
-def test_a_quiet_training_step_never_waits_for_the_device(
-    name: str, settings: dict[str, Any], precision: str, toy: Params
-) -> None:
+
+
+def quiet_run(name: str, settings: dict[str, Any], precision: str, device: torch.device) -> Run:
+    """A training so long that none of its first steps writes a row, a state or a score."""
     block = "teacher__train" if name == "teacher" else f"students__{name.replace('-', '_')}"
     changes = {"kimg": 100.0, "checkpoint_kimg": 100.0, "validation": None, "phema": None}
     changes |= {f"settings__{key}": value for key, value in settings.items()}
@@ -83,11 +83,36 @@ def test_a_quiet_training_step_never_waits_for_the_device(
         precision=precision,
         **{f"{block}__{key}": value for key, value in changes.items()},
     )
-    run = Run(name, student_block(name, params), params, Rank(0, 1, META), ImageDataset(DATA, 10))
+    rank = Rank(0, 1, device)
+    return Run(name, student_block(name, params), params, rank, ImageDataset(DATA, 10))
+
+
+@METHODS
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_quiet_training_step_never_waits_for_the_device(
+    name: str, settings: dict[str, Any], precision: str, toy: Params
+) -> None:
+    run = quiet_run(name, settings, precision, META)
     with NoWaiting():
         for _ in range(2):
             run.iterate()
     assert next(run.method.student.parameters()).is_meta
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@METHODS
+def test_on_a_gpu_nothing_that_waits_is_called_either(
+    name: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_up(tmp_path, monkeypatch)
+    run = quiet_run(name, settings, "bf16", torch.device("cuda", 0))
+    run.iterate()  # libraries set themselves up
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(2):
+            run.iterate()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.5])
