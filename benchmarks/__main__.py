@@ -38,8 +38,8 @@ PARTS = ("training", "generation", "features", "data")
 def main() -> None:
     options = arguments()
     preset = load_params(options.preset)
-    out = options.out or RESULTS / f"{Path(options.preset).stem}-{pick_device(preset.device)}.json"
-    out = out.resolve()
+    what = (Path(options.preset).stem, preset.precision, str(pick_device(preset.device)))
+    out = (options.out or RESULTS / f"{'-'.join(what)}.json").resolve()
     begun = {"preset": str(options.preset), "command": command(options), **this_run()}
     with TemporaryDirectory() as folder:
         os.chdir(folder)  # what a training writes goes there, whatever the user's folders hold
@@ -106,7 +106,11 @@ def arguments() -> argparse.Namespace:
     add("--images", type=int, default=IMAGES, help=f"PNGs for build-lmdb; default {IMAGES}")
     add("--methods", nargs="+", help="students to train; default all")
     add("--parts", nargs="+", choices=PARTS, default=PARTS, help="default all")
-    add("--out", type=Path, help="JSON file; default benchmarks/results/PRESET-DEVICE.json")
+    add(
+        "--out",
+        type=Path,
+        help="JSON file; default benchmarks/results/PRESET-PRECISION-DEVICE.json",
+    )
     return parser.parse_args()
 
 

@@ -15,7 +15,7 @@ from stand import random_source
 from fewstep.data.batches import batch_indices
 from fewstep.data.lmdb import ImageDataset, build_lmdb
 from fewstep.denoiser import Denoiser
-from fewstep.evaluate import generate_batches
+from fewstep.evaluate import batches, generate_batches
 from fewstep.flops import forward_flops
 from fewstep.metrics.features import FeatureExtractor, extract_outputs, load_features
 from fewstep.metrics.frechet import frechet_distance, gaussian_stats
@@ -52,6 +52,9 @@ def generation(
     networks, batch = {}, params.generate.batch
     if device.type == "cpu":
         batch = min(batch, CPU_BATCH)
+    # a GPU has the second batch while the first is read back
+    parts = batches(range(batch if device.type == "cpu" else 2 * batch), batch)
+    images = sum(map(len, parts))
     for variant, how in variants.items():
         denoiser, _ = load_model("teacher", how)
         networks[variant] = accelerate(denoiser.to(device), how.performance, frozen=True)
@@ -59,14 +62,14 @@ def generation(
     found = {}
     for kind, row in kinds(params).items():
         actions = {
-            v: partial(_consume, generate_batches, params, row, n, [range(batch)], device)
+            v: partial(_consume, generate_batches, params, row, n, parts, device)
             for v, n in networks.items()
         }
         in_turn(actions, 1, device)  # compilation
         calls = nfe(row.sampler, row.steps, row.guidance_scale)
-        each = summary(in_turn(actions, pairs, device), batch, calls * flops, about)
+        each = summary(in_turn(actions, pairs, device), images, calls * flops, about)
         found[kind] = {
-            "images": batch,
+            "images": images,
             "nfe": calls,
             "flops_per_image": calls * flops,
             "variants": each,

@@ -14,7 +14,8 @@ PLAIN: dict[str, Any] = {
     "recompute": (),
     "shard": False,
 }
-HALF: tuple[Literal["bf16", "fp16"], ...] = ("bf16", "fp16")
+Precision = Literal["fp32", "bf16", "fp16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")  # tf32 is the whole process's
 SWITCHES: dict[str, dict[str, Any]] = {
     "layout": {"layout": "channels_last"},
     "attention": {"attention": "fused"},
@@ -29,8 +30,8 @@ SWITCHES: dict[str, dict[str, Any]] = {
 def known(params: Params) -> dict[str, Params]:
     """`plain`; `fast`, the params' own; plain with one switch; fast with one more, as fast+NAME.
 
-    `recompute` computes all activations of the largest resolution again; bf16 and fp16 are switches
-    too.
+    `recompute` computes all activations of the largest resolution again; fp32, bf16 and fp16 are
+    switches too.
     """
     switches = {**SWITCHES, "recompute": {"recompute": (params.data.resolution,)}}
     found: dict[str, Params] = {}
@@ -39,7 +40,7 @@ def known(params: Params) -> dict[str, Params]:
         found[prefix.rstrip("+") or "plain"] = own
         for name, switch in switches.items():
             found[prefix + name] = replace(params, performance=Performance(**{**base, **switch}))
-        found |= {prefix + name: replace(own, precision=name) for name in HALF}
+        found |= {prefix + name: replace(own, precision=name) for name in PRECISIONS}
     return found
 
 
@@ -47,12 +48,18 @@ def chosen(names: list[str], params: Params) -> dict[str, Params]:
     """The variants of those names.
 
     Raises:
-        ValueError: an unknown name, or tf32 beside another precision.
+        ValueError: an unknown name, two names for one thing, or tf32 beside another precision.
     """
     every = known(params)
     if unknown := [name for name in names if name not in every]:
         raise ValueError(f"need variants of {', '.join(every)}, got {', '.join(unknown)}")
     found = {name: every[name] for name in names}
+    for name, how in found.items():
+        if same := [other for other in found if other != name and found[other] == how]:
+            raise ValueError(f"need variants that differ, got {name} and {same[0]}")
     if len(precisions := {how.precision for how in found.values()}) > 1 and "tf32" in precisions:
-        raise ValueError("need one precision where it is tf32, which is the whole process's")
+        raise ValueError(
+            "need variants of tf32 alone where params have it, since it is a setting of the whole "
+            f"process, got {', '.join(sorted(precisions))} (params.yaml: precision)"
+        )
     return found

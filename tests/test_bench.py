@@ -157,6 +157,8 @@ def test_an_unknown_variant_is_refused_with_the_known_ones(tmp_path: Path) -> No
     assert run.returncode != 0
     assert "need variants of plain, layout, attention" in run.stderr
     assert "got faster" in run.stderr
+    same = bench(tmp_path, "--variants", "fast+fp32", "fast")
+    assert "need variants that differ, got fast+fp32 and fast" in same.stderr
 
 
 def test_a_switch_differs_from_plain_by_itself_alone(modules: None, tmp_path: Path) -> None:

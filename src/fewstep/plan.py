@@ -27,7 +27,6 @@ from fewstep.params import (
     Student,
 )
 from fewstep.sample import nfe
-from fewstep.train import check_world
 from fewstep.unet import UNetBlock, fused_attention
 
 GB = 1e9
@@ -343,6 +342,10 @@ def warnings(
         )
 
 
+def _key(student: StudentPlan) -> str:
+    return "teacher.train" if student.name == "teacher" else f"students.{student.name}"
+
+
 def _memory_warnings(student: StudentPlan, params: Params, hardware: Hardware) -> Iterator[str]:
     room = hardware.gpu.memory - CONTEXT
     if student.total_memory <= room:
@@ -354,16 +357,21 @@ def _memory_warnings(student: StudentPlan, params: Params, hardware: Hardware) -
     repair = f"{fits} would do" if fits else "no batch_gpu would do"
     yield (
         f"{student.name}: need {student.total_memory / GB:.0f} GB of {room / GB:.0f} GB a GPU for "
-        f"batch_gpu {block.batch_gpu}; {repair} (params.yaml: students.{student.name}.batch_gpu; "
+        f"batch_gpu {block.batch_gpu}; {repair} (params.yaml: {_key(student)}.batch_gpu; "
         "or performance.recompute)"
     )
 
 
 def _world_warnings(student: StudentPlan, hardware: Hardware) -> Iterator[str]:
-    try:
-        check_world(student.name, student.block, hardware.world)
-    except ValueError as error:
-        yield f"{student.name}: {error}"
+    block = student.block
+    rounds = block.batch // block.batch_gpu
+    if rounds % hardware.world:
+        fits = [n for n in range(1, rounds + 1) if rounds % n == 0]
+        yield (
+            f"{student.name}: need a number of GPUs that divides batch / batch_gpu = {rounds}, got "
+            f"{hardware.world}; {', '.join(map(str, fits))} would "
+            f"(params.yaml: {_key(student)}.batch_gpu)"
+        )
 
 
 def _segment_warnings(student: StudentPlan, params: Params) -> Iterator[str]:

@@ -103,7 +103,8 @@ def loss_curves(logs: Mapping[str, str | os.PathLike[str]], path: str | os.PathL
     figure = _figure(across * panel_width, down * panel_height)
     axes = figure.subplots(down, across, squeeze=False)
     if not losses:
-        figure.clear()  # a white page: nothing was trained
+        figure.clear()
+        figure.text(0.5, 0.5, "no students", ha="center", va="center", color=MUTED)
     for line, (student, curves) in enumerate(losses.items()):
         for axis in axes[line][len(curves) :]:
             axis.axis("off")
