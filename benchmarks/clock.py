@@ -39,6 +39,12 @@ def in_turn(
     return found
 
 
+def faster(baseline: list[Seconds], mine: list[Seconds]) -> list[float]:
+    """By what factor, of wall and of processor: medians over pairs."""
+    ratios = [base / own for base, own in zip(baseline, mine, strict=True)]
+    return [median(float(ratio[clock]) for ratio in ratios) for clock in (0, 1)]
+
+
 def summary(
     samples: dict[str, list[Seconds]], images: int, flops: float, about: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
@@ -46,15 +52,15 @@ def summary(
     share of the matrix product's rate that images of `flops` each come to."""
     found, baseline, rates = {}, about["baseline"], about["matmul_flops_per_second"]
     for name, mine in samples.items():
-        ratios = [base / own for base, own in zip(samples[baseline], mine, strict=True)]
+        speedup, cpu_speedup = faster(samples[baseline], mine)
         wall, cpu = (median(float(s[clock]) for s in mine) for clock in (0, 1))
         found[name] = {
             "seconds": wall,
             "cpu_seconds": cpu,
             "images_per_second": images / wall,
             "utilisation": images / wall * flops / rates[about["variants"][name]["precision"]],
-            "speedup": median(float(r[0]) for r in ratios),
-            "cpu_speedup": median(float(r[1]) for r in ratios),
+            "speedup": speedup,
+            "cpu_speedup": cpu_speedup,
             "samples": [s.tolist() for s in mine],
         }
     return found

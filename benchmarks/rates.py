@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from clock import in_turn, seconds_of, summary
+from clock import faster, in_turn, seconds_of, summary
 from stand import random_source
 
 from fewstep.data.batches import batch_indices
@@ -41,6 +41,12 @@ def kinds(params: Params) -> dict[str, Row]:
     return rows
 
 
+def sampled_at_once(params: Params, device: torch.device) -> int:
+    """Images of a sampler's batch."""
+    batch = params.generate.batch
+    return min(batch, CPU_BATCH) if device.type == "cpu" else batch
+
+
 def generation(
     params: Params,
     variants: Mapping[str, Params],
@@ -49,9 +55,7 @@ def generation(
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Rates of each kind of row and each variant, on a batch of the sampler."""
-    networks, batch = {}, params.generate.batch
-    if device.type == "cpu":
-        batch = min(batch, CPU_BATCH)
+    networks, batch = {}, sampled_at_once(params, device)
     # a GPU has the second batch while the first is read back
     parts = batches(range(batch if device.type == "cpu" else 2 * batch), batch)
     images = sum(map(len, parts))
@@ -80,9 +84,7 @@ def generation(
 def one_call(params: Params, device: torch.device, pairs: int) -> dict[str, float]:
     """Two batches in one network call, as guidance and the discriminator have them, against two."""
     denoiser = accelerate(load_model("teacher", params)[0].to(device), params.performance, True)
-    d, half = params.data, params.generate.batch
-    if device.type == "cpu":
-        half = min(half, CPU_BATCH)
+    d, half = params.data, sampled_at_once(params, device)
     x = torch.randn(2 * half, d.channels, d.resolution, d.resolution, device=device)
     sigma, labels = torch.ones(2 * half, device=device), torch.zeros(2 * half, d.classes).to(device)
     whole = (x, sigma, labels)
@@ -90,8 +92,7 @@ def one_call(params: Params, device: torch.device, pairs: int) -> dict[str, floa
     actions = {name: partial(_call, denoiser, inputs) for name, inputs in calls.items()}
     in_turn(actions, 1, device)
     samples = in_turn(actions, pairs, device)
-    ratios = [two / one for one, two in zip(*samples.values(), strict=True)]
-    wall, cpu = (median(float(ratio[clock]) for ratio in ratios) for clock in (0, 1))
+    wall, cpu = faster(samples["two"], samples["one"])
     return {"images": half, "speedup": wall, "cpu_speedup": cpu}
 
 

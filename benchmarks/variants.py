@@ -34,14 +34,13 @@ def known(params: Params) -> dict[str, Params]:
     switches too.
     """
     switches = {**SWITCHES, "recompute": {"recompute": (params.data.resolution,)}}
-    found: dict[str, Params] = {}
-    for base, prefix in ((PLAIN, ""), (vars(params.performance), "fast+")):
-        own = replace(params, performance=Performance(**base))
-        found[prefix.rstrip("+") or "plain"] = own
-        for name, switch in switches.items():
-            found[prefix + name] = replace(params, performance=Performance(**{**base, **switch}))
-        found |= {prefix + name: replace(own, precision=name) for name in PRECISIONS}
-    return found
+    own = vars(params.performance)
+    keys = {"plain": PLAIN, "fast": own}
+    keys |= {name: {**PLAIN, **switch} for name, switch in switches.items()}
+    keys |= {f"fast+{name}": {**own, **switch} for name, switch in switches.items()}
+    found = {name: replace(params, performance=Performance(**k)) for name, k in keys.items()}
+    found |= {name: replace(found["plain"], precision=name) for name in PRECISIONS}
+    return found | {f"fast+{name}": replace(params, precision=name) for name in PRECISIONS}
 
 
 def chosen(names: list[str], params: Params) -> dict[str, Params]:

@@ -155,7 +155,7 @@ def test_the_table_is_printed_and_the_users_folder_is_left_alone(done: tuple[Pat
 def test_an_unknown_variant_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     run = bench(tmp_path, "--variants", "fast", "faster")
     assert run.returncode != 0
-    assert "need variants of plain, layout, attention" in run.stderr
+    assert "need variants of plain, fast, layout, attention" in run.stderr
     assert "got faster" in run.stderr
     same = bench(tmp_path, "--variants", "fast+fp32", "fast")
     assert "need variants that differ, got fast+fp32 and fast" in same.stderr

@@ -160,13 +160,17 @@ def test_reference_images_are_the_same_for_every_seed_and_begin_larger_ones(toy:
 
 def test_images_come_batch_by_batch_as_each_is_done(toy: Params) -> None:
     denoiser, _ = load_model("teacher", toy)
-    row, parts = Row("teacher", "euler", 1, 1.0), iter(batches(range(20), 8))
-    made = generate_batches(toy, row, denoiser, parts, ALONE.device)
-    images, classes = next(made)
-    assert images.shape == (8, 1, 16, 16) and list(classes) == list(range(8))
-    assert next(parts) == range(8, 16), "none was begun that could be lost"
-    (rest,) = made
-    assert list(rest[1]) == [6, 7, 8, 9]
+    row, seeds, begun = Row("teacher", "euler", 1, 1.0), range(20), list[range]()
+    parts = (begun.append(part) or part for part in batches(seeds, 8))
+    done: list[int] = []
+    images, classes = list[np.ndarray](), list[int]()
+    for part_images, part_classes in generate_batches(toy, row, denoiser, parts, ALONE.device):
+        done.append(len(part_images))
+        images.append(part_images)
+        classes += list(part_classes)
+        assert len(begun) == len(done), "none was begun that could be lost"
+    assert done == [8, 8, 4] and np.concatenate(images).shape == (20, 1, 16, 16)
+    assert classes == [i % 10 for i in seeds]
 
 
 # --- ranks -------------------------------------------------------------------------------------

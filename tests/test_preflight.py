@@ -52,7 +52,7 @@ def test_a_sound_training_passes_and_nothing_is_written(
     assert files() == before
     said = re.findall(r"^preflight: ([\w-]+): ", capsys.readouterr().out, re.MULTILINE)
     expected = ["processes", "disk", "data", "models", "wandb", "all-reduce"]
-    assert said == [*expected, "fp32", "fp16", "bf16"]
+    assert said == [*expected, "fp32", "bf16", "fp16"]
 
 
 def test_a_number_of_processes_that_does_not_divide_the_batch_is_refused(toy: Params) -> None:

@@ -159,8 +159,9 @@ def test_another_training_of_that_name_forgets_a_finished_one_but_no_stopped_one
         toy_params(students__cd__lr=lr, students__cd__checkpoint_kimg=0.128)
         for lr in (1e-3, 2e-3, 3e-3)
     )
-    train("cd", finished, ALONE)
     interrupted("cd", stopped, 352, monkeypatch)
+    train("cd", finished, ALONE)
+    assert len({file.parent for file in SCRATCH.glob("cd-*/state-*")}) == 2
     train("cd", another, ALONE)
     folders = {file.parent.name for file in SCRATCH.glob("cd-*/state-*")}
     dataset, left = ImageDataset(DATA, toy.data.classes), (stopped, another)

@@ -56,8 +56,8 @@ def preflight(name: str, params: Params, rank: Rank, thorough: bool = False) -> 
     for what, check in checks.items():
         agree(what, check, rank, group)
     if thorough:
-        different = set(PRECISIONS) - ({"tf32"} if rank.device.type == "cpu" else set())
-        for precision in sorted(different - {params.precision}, reverse=True):
+        same = {params.precision, *(["tf32"] if rank.device.type == "cpu" else [])}
+        for precision in [p for p in PRECISIONS if p not in same]:
             other = replace(params, precision=precision)
             with suppress(ValueError):  # said, but this training does without it
                 agree(precision, lambda other=other: dry_run(name, other, rank), rank, group)

@@ -98,13 +98,11 @@ def loss_curves(logs: Mapping[str, str | os.PathLike[str]], path: str | os.PathL
         ValueError: a line that is no row of a log.
     """
     losses = {student: _main_curves(read_log(log)) for student, log in logs.items()}
-    across, down = max(2, *map(len, losses.values()), 0), max(1, len(losses))
+    losses = losses or {"no students": {}}
+    across = max(1, *(len(curves) for curves in losses.values()))
     panel_width, panel_height = 340, 240
-    figure = _figure(across * panel_width, down * panel_height)
-    axes = figure.subplots(down, across, squeeze=False)
-    if not losses:
-        figure.clear()
-        figure.text(0.5, 0.5, "no students", ha="center", va="center", color=MUTED)
+    figure = _figure(max(across, 2) * panel_width, len(losses) * panel_height)
+    axes = figure.subplots(len(losses), max(across, 2), squeeze=False)
     for line, (student, curves) in enumerate(losses.items()):
         for axis in axes[line][len(curves) :]:
             axis.axis("off")

@@ -74,8 +74,10 @@ def parse(text: str, option: str) -> list[int]:
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ValueError(f"need numbers and ranges such as 0-63,100, got {text!r} ({option})")
         found += range(int(first), int(last or first) + 1)
-    if not found or max(found) >= 2**63:
-        raise ValueError(f"need at least one number, all below 2^63, got {text!r} ({option})")
+    if not found:
+        raise ValueError(f"need at least one number, got {text!r} ({option})")
+    if max(found) >= 2**63:
+        raise ValueError(f"need numbers below 2^63, got {text!r} ({option})")
     return found
 
 
