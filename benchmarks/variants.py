@@ -8,6 +8,7 @@ from fewstep.params import Params, Performance
 PLAIN: dict[str, Any] = {
     "layout": "contiguous",
     "attention": "plain",
+    "norm": "plain",
     "updates": "loop",
     "compile": "none",
     "cuda_graphs": False,
@@ -19,6 +20,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")  # tf32 is the whol
 SWITCHES: dict[str, dict[str, Any]] = {
     "layout": {"layout": "channels_last"},
     "attention": {"attention": "fused"},
+    "norm": {"layout": "channels_last", "norm": "fused"},  # in that layout alone
     "foreach": {"updates": "foreach"},
     "updates": {"updates": "fused"},
     "compile-blocks": {"compile": "blocks"},

@@ -38,19 +38,21 @@ from fewstep.unet import UNet, UNetBlock
 ROOT = Path(__file__).parents[1]
 TINY = load_params(ROOT / "config" / "tiny.yaml")
 CPU = torch.device("cpu")
-PLAIN = Performance("contiguous", "plain", "loop")
+PLAIN = Performance("contiguous", "plain", "plain", "loop")
 slow = pytest.mark.slow
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 SWITCHES = {
     "layout: channels_last": {"layout": "channels_last"},
     "attention: fused": {"attention": "fused"},
+    "norm: fused": {"layout": "channels_last", "norm": "fused"},
     "recompute: one level": {"recompute": (8,)},
     "recompute: all levels": {"recompute": (16, 8)},
     "cuda_graphs, which a CPU leaves": {"cuda_graphs": True},
     "all but compile": {
         "layout": "channels_last",
         "attention": "fused",
+        "norm": "fused",
         "recompute": (8,),
         "cuda_graphs": True,
     },

@@ -175,7 +175,7 @@ def test_warnings_name_world_disk_and_segments(seed: Params) -> None:
     students = list(plan.plan_students(seed))
     poor = replace(H100, gpus=7, disk=100 * GB)
     texts = "\n".join(plan.warnings(seed, students, poor))
-    assert "need a number of GPUs that divides batch / batch_gpu = 32, got 7" in texts
+    assert "need a number of processes that divides batch / batch_gpu = 32, got 7" in texts
     assert "got 100 GB free" in texts
     assert "segment 1 of 8 (1 has most noise) will see 7,4" in texts
     rich = [w for w in plan.warnings(seed, students, H100) if "segment" not in w]

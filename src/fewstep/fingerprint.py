@@ -21,6 +21,7 @@ CODE = (
     "losses",
     "methods",
     "noise",
+    "norms",
     "optimizer",
     "performance",
     "solve",

@@ -332,6 +332,7 @@ class Performance:
 
     layout: Literal["channels_last", "contiguous"] = "channels_last"
     attention: Literal["fused", "plain"] = "fused"
+    norm: Literal["fused", "plain"] = "fused"
     updates: Literal["fused", "foreach", "loop"] = "fused"
     compile: Literal["none", "blocks", "network"] = "none"
     cuda_graphs: bool = False
@@ -414,6 +415,11 @@ def digest(obj: object) -> str:
     """
     text = json.dumps(plain(obj), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def key_of(name: str) -> str:
+    """Where in params a training stands: a student's name, or teacher."""
+    return "teacher.train" if name == "teacher" else f"students.{name}"
 
 
 def plain(obj: Any) -> Any:  # noqa: ANN401

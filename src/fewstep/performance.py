@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.params import Performance
-from fewstep.unet import UNet, UNetBlock, fused_attention, plain_attention
+from fewstep.unet import GroupNorm, UNet, UNetBlock, fused_attention, plain_attention
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 ATTENTION = {"fused": fused_attention, "plain": plain_attention}
@@ -23,7 +23,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def tune(network: Module, performance: Performance) -> Module:
-    """The same network with layout, attention and recomputed levels set; its weights do not change.
+    """The same network with layout, kernels and recomputed levels set; its weights do not change.
 
     Raises:
         ValueError: recomputed resolutions that no level has.
@@ -31,6 +31,8 @@ def tune(network: Module, performance: Performance) -> Module:
     wanted = set(performance.recompute)
     for unet in (part for part in network.modules() if isinstance(part, UNet)):
         unet.layout = LAYOUTS[performance.layout]
+        for norm in (part for part in unet.modules() if isinstance(part, GroupNorm)):
+            norm.fused = performance.norm == "fused"
         named = [*unet.enc.items(), *unet.dec.items()]  # both have a "32x32_block0"
         stages = [(int(name.split("x")[0]), stage) for name, stage in named]
         if unknown := wanted - (levels := {level for level, _ in stages}):

@@ -25,8 +25,10 @@ from fewstep.params import (
     Params,
     Row,
     Student,
+    key_of,
 )
 from fewstep.sample import nfe
+from fewstep.train import check_world
 from fewstep.unet import UNetBlock, fused_attention
 
 GB = 1e9
@@ -342,10 +344,6 @@ def warnings(
         )
 
 
-def _key(student: StudentPlan) -> str:
-    return "teacher.train" if student.name == "teacher" else f"students.{student.name}"
-
-
 def _memory_warnings(student: StudentPlan, params: Params, hardware: Hardware) -> Iterator[str]:
     room = hardware.gpu.memory - CONTEXT
     if student.total_memory <= room:
@@ -357,21 +355,16 @@ def _memory_warnings(student: StudentPlan, params: Params, hardware: Hardware) -
     repair = f"{fits} would do" if fits else "no batch_gpu would do"
     yield (
         f"{student.name}: need {student.total_memory / GB:.0f} GB of {room / GB:.0f} GB a GPU for "
-        f"batch_gpu {block.batch_gpu}; {repair} (params.yaml: {_key(student)}.batch_gpu; "
+        f"batch_gpu {block.batch_gpu}; {repair} (params.yaml: {key_of(student.name)}.batch_gpu; "
         "or performance.recompute)"
     )
 
 
 def _world_warnings(student: StudentPlan, hardware: Hardware) -> Iterator[str]:
-    block = student.block
-    rounds = block.batch // block.batch_gpu
-    if rounds % hardware.world:
-        fits = [n for n in range(1, rounds + 1) if rounds % n == 0]
-        yield (
-            f"{student.name}: need a number of GPUs that divides batch / batch_gpu = {rounds}, got "
-            f"{hardware.world}; {', '.join(map(str, fits))} would "
-            f"(params.yaml: {_key(student)}.batch_gpu)"
-        )
+    try:
+        check_world(student.name, student.block, hardware.world)
+    except ValueError as error:
+        yield f"{student.name}: {error}"
 
 
 def _segment_warnings(student: StudentPlan, params: Params) -> Iterator[str]:

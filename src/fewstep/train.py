@@ -38,7 +38,7 @@ from fewstep.meter import Meter, readable
 from fewstep.methods import Method, Objective, build_method, student_block
 from fewstep.models import MODELS, save_model, save_weights
 from fewstep.optimizer import NonFinite, Updates, learning_rate_factor
-from fewstep.params import Params, Student, plain
+from fewstep.params import Params, Student, key_of, plain
 from fewstep.progress import progress
 from fewstep.report import tile
 from fewstep.tracking import Log, Tracker
@@ -88,8 +88,8 @@ def check_world(name: str, block: Student, world: int) -> int:
     if rounds % world:
         fits = ", ".join(str(n) for n in range(1, rounds + 1) if rounds % n == 0)
         raise ValueError(
-            f"need a number of processes that divides batch / batch_gpu = {rounds}, got {world}; "
-            f"{fits} would (params.yaml: students.{name}.batch)"
+            f"need a number of processes that divides batch / batch_gpu = {rounds}, got "
+            f"{world}; {fits} would (params.yaml: {key_of(name)}.batch_gpu)"
         )
     return rounds // world
 

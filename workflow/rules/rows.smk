@@ -6,6 +6,7 @@ rule generate:
             "evaluate.py",
             "models.py",
             "noise.py",
+            "norms.py",
             "sample.py",
             "solve.py",
             "stages/generate.py",
