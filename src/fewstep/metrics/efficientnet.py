@@ -97,8 +97,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, c_in, H, W) -> (B, c_out, H / stride, W / stride)."""
-        h = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
-        h = F.relu6(self._bn1(self._depthwise_conv(h)))
+        h = F.relu6(self._bn0(self._expand_conv(x)), inplace=True) if self.expands else x
+        h = F.relu6(self._bn1(self._depthwise_conv(h)), inplace=True)
         h = self._bn2(self._project_conv(h))
         return x + h if self.residual else h
 
@@ -135,7 +135,8 @@ class EfficientNetLite0(nn.Module):
             images.float(), (RESOLUTION, RESOLUTION), mode="bilinear", antialias=False
         )
         x = ((x - 127) / 128).expand(-1, 3, -1, -1)
-        x = F.relu6(self._bn0(self._conv_stem(x.contiguous(memory_format=torch.channels_last))))
+        x = self._conv_stem(x.contiguous(memory_format=torch.channels_last))
+        x = F.relu6(self._bn0(x), inplace=True)
         for block in self._blocks[: FEATURE_BLOCK + 1]:
             x = block(x)
         return x.mean((2, 3))

@@ -20,7 +20,7 @@ from fewstep.metrics import clip, dinov2, efficientnet, inception
 T = TypeVar("T")
 R = TypeVar("R")
 
-CHUNK = 100  # images of every network call; divides the usual 10,000 and 50,000
+CHUNK = 50  # images of every network call; divides the usual 10,000 and 50,000
 
 
 @dataclass(frozen=True)
