@@ -169,7 +169,8 @@ def test_a_switch_differs_from_plain_by_itself_alone(modules: None, tmp_path: Pa
     plain = vars(every["plain"].performance)
     for name in (*SWITCHES, "recompute"):
         others = {"norm": 2}.get(name, 1)  # it needs its layout
-        assert sum(vars(every[name].performance)[key] != plain[key] for key in plain) == others
+        changed = [key for key in plain if vars(every[name].performance)[key] != plain[key]]
+        assert len(changed) == others, name
     assert every["fast"] == params
     recompute = Performance(attention="plain", recompute=(16,))
     assert every["fast+recompute"] == replace(params, performance=recompute)
