@@ -24,7 +24,7 @@ from fewstep.sample import nfe
 SAMPLES = Path("artifacts/samples")
 SCRATCH = Path("scratch/samples")
 ROUNDING = "uint8(clip(127.5 x + 128, 0, 255)), truncated"  # fewstep.sample.to_uint8
-CODE = ("denoiser", "evaluate", "noise", "sample", "solve", "unet")  # what decides an image
+CODE = ("denoiser", "evaluate", "noise", "norms", "sample", "solve", "unet")  # what decides images
 
 
 def run(params: Params, name: str) -> None:
