@@ -1,5 +1,6 @@
 """The stages on a toy experiment: what they write, and what they refuse."""
 
+import ast
 import csv
 import json
 import shutil
@@ -18,6 +19,7 @@ from fewstep import evaluate
 from fewstep.averages import SNAPSHOTS
 from fewstep.data.lmdb import ImageDataset
 from fewstep.files import sha256_file
+from fewstep.fingerprint import CODE
 from fewstep.models import MODELS, read_safetensors, save_model
 from fewstep.params import Params
 from fewstep.provenance import recall
@@ -30,6 +32,7 @@ from parity import structure_pickle
 
 ROW = "teacher-euler-4"
 DVC = Path(__file__).parents[1] / "dvc.yaml"
+SRC = DVC.parent / "src" / "fewstep"
 VECTORS = Path(__file__).parent / "data" / "parity"
 
 
@@ -155,6 +158,24 @@ def test_batches_of_other_params_are_not_used(toy: Params, change: dict[str, obj
         for params in (tiny_params(Path()), tiny_params(Path(), **change))
     ]
     assert folders[0] != folders[1]
+
+
+def imported(module: str) -> set[str]:
+    """That module of fewstep and those that it imports, at the top or within a function."""
+    found, waiting = set[str](), {module}
+    while waiting:
+        found.add(name := waiting.pop())
+        for node in ast.walk(ast.parse((SRC / f"{name}.py").read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("fewstep"):
+                names = [node.module] if node.module != "fewstep" else [a.name for a in node.names]
+                waiting |= {str(name).removeprefix("fewstep.") for name in names}
+        waiting -= found | {"distributed"}  # it moves values and computes none
+    return found
+
+
+def test_nothing_begun_outlives_the_code_of_networks_and_samplers() -> None:
+    assert {"unet", "norms"} < imported("denoiser") <= set(CODE)
+    assert imported("denoiser") < imported("sample") <= set(generate.CODE)
 
 
 def test_images_that_are_not_finite_stop_the_row(toy: Params) -> None:
