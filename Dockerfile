@@ -6,9 +6,9 @@
 #     -v "$PWD/artifacts:/fewstep/artifacts" -v "$PWD/data:/fewstep/data" \
 #     -v "$PWD/results:/fewstep/results" -v "$PWD/scratch:/fewstep/scratch" \
 #     fewstep imagenet64
-# The mounts outlive the container and must be writable for user 1000. The same line again, on them or on
-# copies of them, goes on: no finished stage is repeated.
-# PyTorch's wheel brings CUDA; the driver is the host's. To pin the base for good, give its digest:
+# The mounts outlive the container and must be writable for user 1000. The same command with them, or with
+# copies of them, continues: no finished stage is repeated.
+# PyTorch's wheel contains CUDA; the driver is the host's. To pin the base image, give its digest:
 #   docker build --build-arg BASE=python@sha256:... (docker inspect --format '{{.RepoDigests}}' IMAGE)
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE}
@@ -21,15 +21,15 @@ USER fewstep
 WORKDIR /fewstep
 ENV PATH=/fewstep/.venv/bin:$PATH PYTHONUNBUFFERED=1
 
-# first what changes rarely: PyTorch is several GB
+# what changes rarely comes first: PyTorch is several GB
 COPY --chown=fewstep pyproject.toml constraints.txt LICENSE README.md ./
 RUN python -m venv .venv \
     && mkdir -p src/fewstep && touch src/fewstep/__init__.py \
-    && pip install --no-cache-dir -e '.[wandb,parquet]' -c constraints.txt
+    && pip install --no-cache-dir -e '.[cpu,parquet]' -c constraints.txt
 COPY --chown=fewstep . .
 RUN dvc config core.no_scm true && mkdir -p artifacts scratch data results
 
-# what results say that they were made by: .git is not in the image
+# the commit that results record, because .git is not in the image
 ARG COMMIT=
 ENV FEWSTEP_COMMIT=${COMMIT}
 

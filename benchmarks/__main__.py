@@ -26,9 +26,9 @@ from variants import chosen
 
 from fewstep.distributed import pick_device
 from fewstep.files import write_json
-from fewstep.flops import matmul_rate
 from fewstep.params import Params, load_params
-from fewstep.provenance import this_run
+from fewstep.planning.flops import matmul_rate
+from fewstep.report.provenance import this_run
 
 RESULTS = Path(__file__).parent / "results"
 IMAGES = 50_000

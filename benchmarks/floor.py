@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from fewstep.models import build_denoiser
+from fewstep.networks.layers import UNetBlock
+from fewstep.networks.registry import build_denoiser
 from fewstep.params import Params, load_params
-from fewstep.unet import UNetBlock
 
 KINDS = {
     "convolution": "convolutions",

@@ -12,18 +12,19 @@ import torch
 from clock import faster, in_turn, seconds_of, summary
 from stand import random_source
 
-from fewstep.data.batches import batch_indices
 from fewstep.data.lmdb import ImageDataset, build_lmdb
-from fewstep.denoiser import Denoiser
-from fewstep.evaluate import batches, generate_batches
-from fewstep.flops import forward_flops
+from fewstep.data.order import batch_indices
 from fewstep.metrics.features import FeatureExtractor, extract_outputs, load_features
 from fewstep.metrics.frechet import frechet_distance, gaussian_stats
 from fewstep.metrics.inception import Inception
-from fewstep.models import build_denoiser, load_model
+from fewstep.networks.compute import accelerate
+from fewstep.networks.denoiser import Denoiser
+from fewstep.networks.registry import build_denoiser
+from fewstep.networks.weights import load_model
 from fewstep.params import Params, Row
-from fewstep.performance import accelerate
-from fewstep.sample import nfe
+from fewstep.planning.flops import forward_flops
+from fewstep.sampling.batches import batches, generate_batches
+from fewstep.theory.sample import nfe
 
 CPU = torch.device("cpu")
 CPU_BATCH = 64  # images of a sampler's batch there, at most: more would only take longer

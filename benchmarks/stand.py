@@ -6,11 +6,12 @@ from types import MappingProxyType
 import numpy as np
 import torch
 
+from fewstep.data.labelled import ArraySource
 from fewstep.data.lmdb import build_lmdb
-from fewstep.data.sources import ArraySource
-from fewstep.models import MODELS, build_denoiser, save_model
+from fewstep.networks.registry import build_denoiser
+from fewstep.networks.weights import save_model
 from fewstep.params import Params, Student
-from fewstep.train import DATA
+from fewstep.paths import DATA, MODELS
 
 IMAGES = 2048
 NEVER = 1e9  # kimg

@@ -14,10 +14,13 @@ from clock import Parts, in_turn, summary
 
 from fewstep.data.lmdb import ImageDataset
 from fewstep.distributed import Rank
-from fewstep.meter import Meter
-from fewstep.methods import student_block
+from fewstep.method import student_block
 from fewstep.params import Params
-from fewstep.train import DATA, Run, peak_memory
+from fewstep.paths import DATA
+from fewstep.planning.flops import image_flops
+from fewstep.training.loop import Run, peak_memory
+from fewstep.training.meter import Meter
+from fewstep.training.tracking import Tracker
 
 WARM_UP = 2  # cycles: compilation, and the optimiser's state
 PARTS = {
@@ -61,7 +64,7 @@ def training(
     for run in runs.values():
         run.warm_up()
     some = next(iter(runs.values()))
-    images, flops = some.images, some.run.flops
+    images, flops = some.images, image_flops(some.run.method, some.run.params)
     cycles = {variant: run.cycle for variant, run in runs.items()}
     found = summary(in_turn(cycles, pairs, device), images, flops, about)
     in_turn({variant: run.split for variant, run in runs.items()}, pairs, device)
@@ -84,7 +87,7 @@ class Stepped:
         block = student_block(name, params)
         dataset = ImageDataset(DATA, params.data.classes)
         self.before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-        self.run = Run(name, block, params, Rank(0, 1, device), dataset)
+        self.run = Run(name, block, params, Rank(0, 1, device), dataset, Tracker())
         self.run.resume()
         self.device, self.samples = device, list[Parts]()
         self.steps = getattr(block.settings, "update_ratio", 1)
@@ -144,8 +147,6 @@ def watching(run: Run, parts: Parts) -> Iterator[None]:
         replaced(owner, name, parts.watched(getattr(owner, name), part))
         for owner, name, part in places
     ]
-    batches = run.micro_batches
-    opened.append(replaced(run, "micro_batches", parts.watched(lambda: list(batches()), "data")))
     for each in opened:
         each.__enter__()
     try:
@@ -167,6 +168,7 @@ def _places(run: Run) -> Iterator[tuple[Any, str, str]]:
     for phase, updates in run.updates.items():
         yield updates, "backward", "backward" if phase == "student" else "critic backward"
         yield updates, "step", "optimiser"
+    yield run, "feed", "data"
     yield run.averages, "update", "averages"
     yield run, "write_row", "log"
     yield run, "write_nonfinite", "log"

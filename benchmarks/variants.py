@@ -13,7 +13,6 @@ PLAIN: dict[str, Any] = {
     "compile": "none",
     "cuda_graphs": False,
     "recompute": (),
-    "shard": False,
 }
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")  # tf32 is the whole process's

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Start a preset on a rented machine, or go on with it: scripts/cloud_start.sh PRESET [COMMAND ...]
+# Start or continue a preset on a rented machine: scripts/cloud_start.sh PRESET [COMMAND ...]
 #
-# COMMAND is `dvc repro` unless given. The same line again goes on where the last one stopped, on a
-# new machine too that has artifacts, data, results and scratch: DVC's cache and the preset's dvc.lock
-# are kept in scratch.
+# COMMAND is `dvc repro` unless given. The same command continues where the last one stopped, also on a
+# new machine that has artifacts, data, results and scratch: DVC's cache and the preset's dvc.lock are
+# kept in scratch.
 # Environment:
 #   WANDB_API_KEY   required: without it nobody sees what the machine is doing
 #   DATA_URL, DATA_SHA256   where data.source is fetched from, for presets without data.url
-#   TEACHER_SHA256, REFERENCE_SHA256   for presets that say `sha256: unknown` of their teacher or of
-#                   metric.reference; `fewstep download-all --params config/PRESET.yaml` tells them
+#   TEACHER_SHA256, REFERENCE_SHA256   for presets with `sha256: unknown` in teacher or
+#                   metric.reference; `fewstep download-all --params config/PRESET.yaml` prints them
 #   HF_TOKEN        sent to huggingface.co, and to no other host, for a DATA_URL behind a login
-#   DISK_GB         GB that are needed, free or of these four folders; 200, and what `fewstep plan` says,
-#                   unless given
-#   IMAGES          images of the data, for that plan; 1281167 for imagenet64*
+#   DISK_GB         required GB, free or in these four folders; by default at least 200 and what
+#                   `fewstep plan` needs
+#   IMAGES          number of images in the data, for that plan; 1281167 for imagenet64*
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -28,7 +28,7 @@ shift
 [[ $# -gt 0 ]] || set -- dvc repro
 [[ -n ${WANDB_API_KEY:-} ]] || stop "need WANDB_API_KEY (https://wandb.ai/authorize)"
 
-# What an earlier start left counts as room: it need not be made again.
+# Files of an earlier start count as room, because they need not be made again.
 mkdir -p artifacts data results scratch
 for folder in artifacts data results scratch; do
     [[ -w $folder ]] || stop "need $folder to be writable for user $(id -u)"
@@ -39,15 +39,15 @@ room=$(((free + used) * 1024 / 1000000000))
 need=${DISK_GB:-200}
 ((room >= need)) || stop "need $need GB of disk, got $room (DISK_GB)"
 
-# The same preset gives the same params.yaml each time, so that its trainings go on.
+# The same preset gives the same params.yaml each time, so that its trainings continue.
 cp "config/$preset.yaml" params.yaml
-write_sha256() { # variable, block of params.yaml: its first line, and how the line behind it begins
+write_sha256() { # variable; block of params.yaml: its first line, and how the line after it begins
     local value=${!1:-}
     [[ -z $value || $value =~ ^[0-9a-f]{64}$ ]] ||
         stop "need 64 lowercase hex digits, got '$value' ($1)"
     sed -i -E "/^$2:/,/^$3/s/^( *sha256:) unknown( .*)?$/\1 ${value:-unknown}/" params.yaml
     ! sed -n -E "/^$2:/,/^$3/p" params.yaml | grep -qE '^ *sha256: unknown$' ||
-        stop "need $1: $preset does not know it (config/README.md: an unknown sha256)"
+        stop "need $1: $preset does not have it (config/README.md: an unknown sha256)"
 }
 write_sha256 TEACHER_SHA256 'teacher' '[a-z]'
 write_sha256 REFERENCE_SHA256 '  reference' '(  )?[a-z]'
@@ -61,19 +61,19 @@ fetch_data() {
     [[ -n ${DATA_URL:-} && ${DATA_SHA256:-} =~ ^[0-9a-f]{64}$ ]] ||
         stop "need $source, or DATA_URL and DATA_SHA256 (64 lowercase hex digits) to fetch it"
     if [[ -n ${HF_TOKEN:-} && $DATA_URL == https://huggingface.co/* ]]; then
-        curl_config="header = \"Authorization: Bearer $HF_TOKEN\"" # not seen by ps
+        curl_config="header = \"Authorization: Bearer $HF_TOKEN\"" # hidden from ps
     fi
     mkdir -p "$(dirname "$source")"
     curl --config - --fail --location --silent --show-error --retry 8 --retry-connrefused \
         --continue-at - --output "$part" "$DATA_URL" <<<"$curl_config"
     if ! echo "$DATA_SHA256  $part" | sha256sum --check --status; then
         rm "$part"
-        stop "need sha256 $DATA_SHA256 of $DATA_URL, got another file, which is removed"
+        stop "need sha256 $DATA_SHA256 of $DATA_URL, got another file, which was removed"
     fi
     mv "$part" "$source"
 }
 
-# GPUs as nvidia-smi names them; without one, the plan is that of its defaults.
+# GPUs as nvidia-smi names them; without it, the plan uses its defaults.
 describe_gpus() {
     local found kind=""
     found=$(nvidia-smi -L 2>/dev/null | grep '^GPU') || return 0
@@ -95,14 +95,14 @@ plan() {
     echo "$text"
     short=$(sed -n -E 's/^warning: disk: need ([0-9]+) GB.*/\1/p' <<<"$text")
     [[ -z $short || -n ${DISK_GB:-} ]] ||
-        stop "need $short GB of disk for $preset, got $room: take a larger one, or say" \
-            "DISK_GB=$room to go on with this one"
+        stop "need $short GB of disk for $preset, got $room: use a larger disk, or set" \
+            "DISK_GB=$room to continue with this one"
 }
 
-# A container's own cache is gone with it, and the image's dvc.lock is another preset's: without those
-# of the run before, DVC removes the models that are there and trains them again. It writes the lock
-# after each stage, through the link, so that not even SIGKILL loses one. A clone that has worked
-# without this script keeps its cache, and begins with its own lock.
+# A container's cache is lost with the container, and the image's dvc.lock is another preset's. Without
+# the cache and lock of the previous run, DVC would remove the existing models and train them again. DVC
+# writes the lock after each stage, through the link, so not even SIGKILL loses one. A clone that was used
+# without this script keeps its cache and starts from its own lock.
 lock=scratch/$preset.dvc.lock
 keep_dvc() {
     if [[ -d .dvc/cache || -n $(python -m dvc config cache.dir) ]]; then
@@ -110,10 +110,10 @@ keep_dvc() {
     else
         python -m dvc cache dir --quiet --local scratch/dvc-cache
     fi
-    [[ -s $lock ]] || echo "schema: '2.0'" >"$lock" # DVC takes no link to nothing
+    [[ -s $lock ]] || echo "schema: '2.0'" >"$lock" # DVC refuses a dangling link
     ln -sfn "$lock" dvc.lock
 }
-return_lock() { # a file again, which git can take
+return_lock() { # as a regular file again, for git
     cp --remove-destination "$lock" dvc.lock
 }
 
@@ -128,7 +128,7 @@ fewstep download-all
 keep_dvc
 trap return_lock EXIT
 
-# A process group of its own: when the machine is stopped, trainings are told, and save their state.
+# A separate process group: when the machine is stopped, trainings get the signal and save their state.
 set -m
 "$@" &
 child=$!

@@ -3,13 +3,16 @@
 import torch
 from torch import Tensor, nn
 
-from fewstep.denoiser import Denoiser
-from fewstep.unet import UNet
+from fewstep.networks.adm import ADM
+from fewstep.networks.denoiser import Denoiser
+from fewstep.networks.protocol import Architecture
+from fewstep.theory.noise import Schedule
 from pickles import canary, edm_modules
 
 __all__ = ["canary", "edm_modules"]  # fixtures
 
 CLASSES = 3
+EDM = Schedule(sigma_min=0.002, sigma_max=80.0, rho=7.0)
 
 
 class Gaussian(Denoiser):
@@ -36,8 +39,8 @@ def small_denoiser(
 ) -> Denoiser:
     """ADM on 8x8 grey images, 32 channels, whose zero-initialised layers are not zero."""
     torch.manual_seed(seed)
-    unet = UNet(8, 1, CLASSES, 32, (1,), 1, (), dropout, label_dropout)
+    unet = ADM(Architecture(8, 1, CLASSES, 32, (1,), 1, (), dropout, label_dropout))
     with torch.no_grad():
         for parameter in unet.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
-    return Denoiser(unet, precision=precision)
+    return Denoiser(unet, 0.5, precision)

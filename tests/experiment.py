@@ -10,11 +10,11 @@ import yaml
 
 from fewstep.data.lmdb import build_lmdb
 from fewstep.data.sources import open_source
-from fewstep.models import MODELS, build_denoiser, save_model
+from fewstep.networks.registry import build_denoiser
+from fewstep.networks.weights import save_model
 from fewstep.params import Params, load_params
-from fewstep.train import DATA
-
-TINY = Path(__file__).parents[1] / "config" / "tiny.yaml"
+from fewstep.paths import DATA, MODELS
+from places import CONFIG
 
 
 def tiny_params(folder: Path, **overrides: Any) -> Params:  # noqa: ANN401
@@ -22,7 +22,7 @@ def tiny_params(folder: Path, **overrides: Any) -> Params:  # noqa: ANN401
 
     It has no optional metric and one seed range: a test names those that it is about.
     """
-    raw = yaml.safe_load(TINY.read_text())
+    raw = yaml.safe_load((CONFIG / "tiny.yaml").read_text())
     raw["metric"] = {key: raw["metric"][key] for key in ("features", "reference_images")}
     raw["generate"].pop("seed_ranges")
     for path, value in overrides.items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from places import CONFIG, ROOT
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def copy_repository(folder: Path, preset: str) -> Path:
         if name != "dvc.lock":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             _copy(ROOT / name, folder / name)
-    _copy(ROOT / "config" / f"{preset}.yaml", folder / "params.yaml")
+    _copy(CONFIG / f"{preset}.yaml", folder / "params.yaml")
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "copy"]):
         git(*command, cwd=folder)
     return folder
@@ -76,6 +76,16 @@ def ran(output: str) -> set[str]:
 def planned(output: str) -> set[str]:
     """Names of the rules that a `snakemake -n` would run."""
     return set(re.findall(r"^rule (\w+):", output, flags=re.M)) - {"all"}
+
+
+def planned_jobs(output: str) -> set[str]:
+    """The jobs that a `snakemake -n` would run, as `rule wildcard`."""
+    blocks = re.split(r"^rule (\w+):", output, flags=re.M)[1:]
+    found = set[str]()
+    for rule, block in zip(blocks[::2], blocks[1::2], strict=True):
+        wildcards = re.search(r"^    wildcards: \w+=(\S+)$", block, flags=re.M)
+        found.add(f"{rule} {wildcards[1]}" if wildcards else rule)
+    return found - {"all"}
 
 
 def git(*arguments: str, cwd: Path) -> str:

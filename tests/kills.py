@@ -5,7 +5,7 @@
 Of every three kills one trains a teacher, one a consistency student, one a DMD2 student. Each is a
 real `fewstep train` whose processes all get SIGKILL: every other one at a random moment, the rest
 while a state is being written. Started again, it must end with the same bytes of weights and
-snapshots and the same log but for its clocks, and must not repeat more than one checkpoint's
+snapshots and the same log, and must not repeat more than one checkpoint's
 interval. The finished training does not keep its optimiser's state; that it was restored shows in
 the weights of every later step.
 """
@@ -23,10 +23,9 @@ import pytest
 import torch
 
 from experiment import set_up, tiny_params
-from fewstep.averages import SNAPSHOTS
-from fewstep.checkpoint import SCRATCH, forget_finished
-from fewstep.models import MODELS
-from fewstep.tracking import TIMED, Log
+from fewstep.paths import MODELS, SCRATCH, SNAPSHOTS
+from fewstep.training.finished import forget_finished
+from fewstep.training.log import Log
 
 NAMES = ("teacher", "cd", "dmd2-4")
 INTERVAL = 64  # images between two states
@@ -62,11 +61,14 @@ def finish(process: subprocess.Popen[str]) -> str:
     return output
 
 
-def outcome(name: str) -> tuple[dict[str, bytes], list[dict]]:
+def outcome(name: str) -> dict[str, bytes]:
     files = [MODELS / name / "model.safetensors", *sorted((SNAPSHOTS / name).iterdir())]
-    log = Log(MODELS / name / "log.jsonl").rows()
-    rows = [{k: v for k, v in row.items() if k not in TIMED} for row in log]
-    return {file.name: file.read_bytes() for file in files}, rows
+    return {file.name: file.read_bytes() for file in (*files, MODELS / name / "log.jsonl")}
+
+
+def images_of(name: str) -> int:
+    """How many images the finished training saw."""
+    return Log(MODELS / name / "log.jsonl").rows()[-1]["nimg"]
 
 
 def seen_nimg(name: str) -> int:
@@ -111,15 +113,15 @@ def trial(name: str, at_nimg: int, while_writing: bool, whole: object) -> tuple[
 
 def run(kills: int, seed: int) -> None:
     """Raises AssertionError when a training did not go on as it should."""
-    rng, wholes = random.Random(seed), {}
+    rng, wholes, lengths = random.Random(seed), {}, {}
     for name in NAMES:
         finish(start(name))
-        wholes[name] = outcome(name)
-        print(f"{name}: {wholes[name][1][-1]['nimg']} images uninterrupted", flush=True)
+        wholes[name], lengths[name] = outcome(name), images_of(name)
+        print(f"{name}: {lengths[name]} images uninterrupted", flush=True)
     lost, hits = [], 0
     for number in range(kills):
         name, while_writing = NAMES[number % 3], number % 2 == 1
-        at = rng.randrange(0, wholes[name][1][-1]["nimg"] - 3 * INTERVAL)
+        at = rng.randrange(0, lengths[name] - 3 * INTERVAL)
         killed_at, went_on, hit = trial(name, at, while_writing, wholes[name])
         lost.append(killed_at - went_on)
         hits += hit

@@ -22,9 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep import ema, noise
-from fewstep.batch import Batch
-from fewstep.consistency import (
+from conftest import EDM
+from fewstep.data.batch import Batch
+from fewstep.interop.edm_pickle import import_edm_pickle
+from fewstep.methods import consistency
+from fewstep.methods.consistency import (
     Consistency,
     Edges,
     Grid,
@@ -32,21 +34,29 @@ from fewstep.consistency import (
     reference_point,
     teacher_hop,
 )
-from fewstep.denoiser import Denoiser, guided, one_hot
-from fewstep.dmd2 import Critic, Discriminator, Dmd2, backward_simulation
-from fewstep.interop.edm_pickle import import_edm_pickle
-from fewstep.losses import DISTANCES, WEIGHTS, denoising_loss, gan_student_loss
+from fewstep.methods.dmd2 import (
+    Critic,
+    Discriminator,
+    Dmd2,
+    Generated,
+    Settings,
+    backward_simulation,
+)
 from fewstep.metrics.frechet import frechet_distance, gaussian_stats
-from fewstep.params import ConsistencySettings, Dmd2Settings, Noise
-from fewstep.sample import SeededNoise, sample_edm, sample_renoise
-from fewstep.unet import UNet
+from fewstep.networks.adm import ADM
+from fewstep.networks.ddpmpp import DDPMpp
+from fewstep.networks.denoiser import Denoiser, one_hot
+from fewstep.networks.protocol import Architecture
+from fewstep.theory import ema, noise
+from fewstep.theory.guidance import guided
+from fewstep.theory.losses import DISTANCES, WEIGHTS, denoising_loss, gan_student_loss
+from fewstep.theory.sample import SeededNoise, sample_edm, sample_renoise
 
 NETWORK = (1e-4, 1e-5)  # rtol and atol of float32 network outputs, losses and gradients
 DIRECTION = (1e-4, 3e-5)  # two network outputs' difference, divided by a number below 1
 SCHEDULE = (1e-9, 0.0)  # float64 schedules
 FLOAT32 = (1e-5, 0.0)  # schedules that a file holds as float32
 EXACT = (0.0, 0.0)
-KARRAS = Noise(sigma_min=0.002, sigma_max=80.0, rho=7.0)
 
 Numbers = Tensor | np.ndarray | float | int
 Network = Callable[[str], Denoiser]
@@ -130,7 +140,7 @@ class Vectors:
 
 def network(config: dict[str, Any], weights: dict[str, Tensor]) -> Denoiser:
     """The denoiser of EDM's own argument names, with those weights, in eval mode."""
-    unet = UNet(
+    architecture = Architecture(
         config["img_resolution"],
         config["img_channels"],
         config["label_dim"],
@@ -138,10 +148,12 @@ def network(config: dict[str, Any], weights: dict[str, Tensor]) -> Denoiser:
         tuple(config["channel_mult"]),
         config["num_blocks"],
         tuple(config["attn_resolutions"]),
-        adm=config.get("model_type", "DhariwalUNet") == "DhariwalUNet",
-        augment_dim=config.get("augment_dim", 0),
     )
-    denoiser = Denoiser(unet)
+    if config.get("model_type", "DhariwalUNet") == "DhariwalUNet":
+        denoiser = Denoiser(ADM(architecture), 0.5, "fp32")
+    else:
+        unet = DDPMpp(architecture, config.get("augment_dim", 0))
+        denoiser = Denoiser(unet, 0.5, "fp32")
     denoiser.load_state_dict(weights)
     return denoiser.eval()
 
@@ -173,10 +185,10 @@ def network_adm(folder: Path, load: Network) -> Iterator[Check]:
     latents = v["latents"]
     labels = one_hot(v["sample_labels"], 10)
     for steps in (5, 18):
-        sigmas = noise.with_zero(noise.karras_sigmas(steps))
+        sigmas = EDM.nodes(steps)
         x = sample_edm(denoise, latents, labels, sigmas)
         yield from v.check(f"heun_{steps}_steps", x, NETWORK)
-    sigmas = noise.with_zero(noise.karras_sigmas(18))
+    sigmas = EDM.nodes(18)
     churn = {"S_churn": 40, "S_min": 0.05, "S_max": 50, "S_noise": 1.003}
     x = sample_edm(denoise, latents, labels, sigmas, noise=in_order(v["churn_noise"]), **churn)
     yield from v.check("churn_18_steps", x, NETWORK)
@@ -185,7 +197,8 @@ def network_adm(folder: Path, load: Network) -> Iterator[Check]:
     yield from v.check("seed_labels", seeded.labels(10), EXACT)
     y, sigma = v["loss_images"], v["loss_sigma"]
     x = y + sigma.reshape(-1, 1, 1, 1) * v["loss_noise"]
-    loss = denoising_loss(denoise(x, sigma, one_hot(v["labels"], 10)[: len(y)]), y, sigma)
+    D_x = denoise(x, sigma, one_hot(v["labels"], 10)[: len(y)])
+    loss = denoising_loss(D_x, y, sigma, denoise.sigma_data)
     yield from v.check("loss_per_element", loss, NETWORK)
 
 
@@ -235,8 +248,8 @@ def consistency_grids(folder: Path, load: Network) -> Iterator[Check]:
     v = Vectors(folder, "consistency_grids.npz")
     for steps, edges in ((8, 64), (8, 256), (8, 1280), (4, 64), (2, 16), (16, 1280)):
         case = f"S{steps}_T{edges}"
-        student = noise.student_sigmas(steps)
-        teacher = noise.teacher_sigmas(edges, student)
+        student = EDM.nodes(steps)
+        teacher = noise.teacher_sigmas(edges, student, EDM.rho)
         bounds = noise.segments(teacher, student)
         yield from v.check(f"{case}/student_sigmas", student, SCHEDULE)
         yield from v.check(f"{case}/teacher_sigmas", teacher, SCHEDULE)
@@ -246,7 +259,7 @@ def consistency_grids(folder: Path, load: Network) -> Iterator[Check]:
         whole = torch.tensor([[0, len(teacher) - 2]])
         for kind, anchor in product(("uniform", "vp", "edm"), (True, False)):
             parts = whole if kind == "uniform" else bounds
-            p = noise.edge_probability(teacher, parts, kind, anchor)
+            p = noise.edge_probability(teacher, parts, kind, anchor, EDM.rho)
             name = f"{case}/edge_probability/{kind}/{'anchor' if anchor else 'no_anchor'}"
             yield from v.check(name, p, FLOAT32)
     kimg = v["annealing/kimg"].tolist()
@@ -273,7 +286,7 @@ def consistency_losses(folder: Path, load: Network) -> Iterator[Check]:
 def consistency_case(
     v: Vectors, case: str, steps: int, teacher_edges: int, hop: bool, load: Network
 ) -> Iterator[Check]:
-    settings = ConsistencySettings(
+    settings = consistency.Settings(
         steps=steps,
         teacher_edges=(teacher_edges, teacher_edges),
         anneal_kimg=0.0,
@@ -284,7 +297,7 @@ def consistency_case(
         distance="pseudo_huber",
         weight="sqrt_karras",
     )
-    method = Consistency(load("b"), load("a"), settings, KARRAS)
+    method = Consistency(load("b"), load("a"), settings, EDM)
     grid = method.grid(kimg=0.0)
     n = v[f"{case}/noise"]
     k, y = v[f"{case}/edge/k_t"][: len(n)], v["images"][: len(n)]
@@ -297,7 +310,7 @@ def consistency_case(
     yield from v.check(f"{case}/x_t", x_t, NETWORK)
     with torch.no_grad():
         x_s = teacher_hop(method.teacher, x_t, edges, labels)
-        D_s = method.student(x_s, edges.sigma_s.clamp(min=KARRAS.sigma_min), labels)
+        D_s = method.student(x_s, edges.sigma_s.clamp(min=EDM.sigma_min), labels)
         x_ref, sigma_ref = reference_point(x_s, D_s, None if hop else y, edges)
         D_t = method.student(x_t, edges.sigma_t, labels)
     target = method.target(x_t, x_s, y, labels, edges, torch.get_rng_state())
@@ -347,10 +360,10 @@ class ScriptedBatch(Batch):
 
 def dmd2(folder: Path, load: Network) -> Iterator[Check]:
     v = Vectors(folder, "dmd2.npz")
-    settings = Dmd2Settings(
+    settings = Settings(
         steps=1,
         backward_simulation=False,
-        fake_score_lr=0.0,
+        fake_score_lr=1e-4,  # not used
         update_ratio=1,
         noise_levels=1000,
         dm_levels=(0.02, 0.98),
@@ -366,7 +379,7 @@ def dmd2(folder: Path, load: Network) -> Iterator[Check]:
     discriminator = Discriminator(64, settings.gan_groups)
     discriminator.load_state_dict(v.under("classifier/"))
     critic = Critic(load("b"), discriminator)
-    method = Dmd2(load("c"), load("a"), critic, settings, KARRAS)
+    method = Dmd2(load("c"), load("a"), critic, settings, EDM)
     labels = one_hot(v["labels"], 10)
     real_labels = one_hot(v["real_labels"], 10)
 
@@ -388,9 +401,9 @@ def dmd2(folder: Path, load: Network) -> Iterator[Check]:
     yield from v.check("gen_cls/grad_wrt_images", grad, NETWORK)
 
     scripted = batch("fake guidance_cls guidance_cls", "", "_1", "_0")
-    steps = torch.zeros(len(x), dtype=torch.int64)
-    scripted.memory = {"x": x.detach(), "labels": labels, "k": steps}
-    loss, logs = method.critic_loss(scripted)
+    sigma, steps = torch.zeros(len(x)), torch.zeros(len(x), dtype=torch.int64)
+    made = Generated(x.detach(), sigma, labels, steps, None, images=x.detach())
+    loss, logs = method.critic_loss(scripted, made)
     yield from v.check("fake/loss", logs["loss_fake"][0], NETWORK)
     yield from v.check("guidance_cls/loss", logs["loss_gan_critic"][0], NETWORK)
     again = batch("guidance_cls guidance_cls", "_1", "_0")
@@ -402,10 +415,8 @@ def dmd2(folder: Path, load: Network) -> Iterator[Check]:
     )
 
     scripted = batch("fake", "")
-    steps = torch.zeros(len(x), dtype=torch.int64)
-    scripted.memory = {"x": x.detach(), "labels": labels, "k": steps}
     method.settings = replace(settings, gan_critic_weight=0.0)
-    loss, _ = method.critic_loss(scripted)
+    loss, _ = method.critic_loss(scripted, made)
     yield from v.check("fake/grad_norm", grad_norm(loss, critic.fake_score), NETWORK)
 
     bottleneck = critic.fake_score.bottleneck(x, torch.tensor(0.5), labels)
@@ -417,7 +428,8 @@ def matching(v: Vectors, method: Dmd2, x: Tensor, labels: Tensor) -> Iterator[Ch
     """Distribution matching at the recorded noise levels, and the range they are drawn from."""
     t, n = v["dm/timesteps"], v["dm/noise"]
     scripted = ScriptedBatch(x.detach(), labels, nimg=0, step_nimg=0, seed=0)
-    method.student_loss(scripted.script([v["labels"], t], [n, n]))
+    made = method.prepare(scripted.script([v["labels"], t], [n, n]))
+    method.student_loss(scripted, made)
     low, high = scripted.ranges[-1]
     yield from v.check("min_step", low, EXACT)
     yield from v.check("max_step", high - 1, EXACT)
@@ -429,7 +441,7 @@ def matching(v: Vectors, method: Dmd2, x: Tensor, labels: Tensor) -> Iterator[Ch
 
 
 def dmd2_sampling(v: Vectors, student: Denoiser, labels: Tensor) -> Iterator[Check]:
-    sigmas = noise.karras_sigmas(10)
+    sigmas = EDM.sigmas(10)
     yield from v.check("denoising_sigmas_10", sigmas, FLOAT32)
     for stop in range(10):
         name = f"backward_simulation/{stop}"
@@ -447,7 +459,7 @@ def dmd2_sampling(v: Vectors, student: Denoiser, labels: Tensor) -> Iterator[Che
         name = f"sample/{scale}"
         latents, noises = v[f"{name}/latents"], in_order(v[f"{name}/noise"])
         denoise = guided(student, scale)
-        x = sample_renoise(denoise, latents, labels[: len(latents)], sigmas, noises)
+        x = sample_renoise(denoise, latents, labels[: len(latents)], EDM.nodes(10), noises)
         yield from v.check(f"{name}/images", x, NETWORK)
 
 

@@ -13,11 +13,11 @@ import torch
 
 from experiment import tiny_params
 from fewstep.files import read_json
-from fewstep.flops import forward_flops
-from fewstep.models import build_denoiser
+from fewstep.networks.registry import build_denoiser
 from fewstep.params import Performance
+from fewstep.planning.flops import forward_flops
+from places import ROOT
 
-ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 METHODS = ["teacher", "cd", "dmd2-1", "dmd2-4"]
 VARIANTS = ["fast", "plain"]

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
+from places import ROOT
+
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 KEY = {"WANDB_API_KEY": "0" * 40, "DISK_GB": "0"}
 
@@ -150,7 +151,7 @@ def test_the_token_goes_to_no_other_host(clone: Path, server: Server) -> None:
         (["toy"], {"DISK_GB": "99999999"}, "need 99999999 GB of disk, got"),
         (["toy"], {}, "need data/images.npz, or DATA_URL and DATA_SHA256"),
         (["toy"], {"TEACHER_SHA256": "x"}, "need 64 lowercase hex digits, got 'x'"),
-        (["imagenet64"], {}, "need TEACHER_SHA256: imagenet64 does not know it"),
+        (["imagenet64"], {}, "need TEACHER_SHA256: imagenet64 does not have it"),
     ],
 )
 def test_what_is_missing_is_told_before_anything_is_fetched(

@@ -215,7 +215,7 @@ def test_local_files_are_verified_in_place(tmp_path: Path, monkeypatch: pytest.M
 
 def test_bad_arguments_name_the_key(tmp_path: Path) -> None:
     for url, sha256, message in [
-        ("missing.bin", SHA256, r"need a file at missing\.bin, got nothing there .*teacher\.url"),
+        ("missing.bin", SHA256, r"need a file at missing\.bin, got nothing .*teacher\.url"),
         ("file:///missing.bin", SHA256, r"need a file at file:///missing\.bin.*teacher\.url"),
         ("s3://bucket/x", SHA256, r"need an https, http or file URL.*got s3.*teacher\.url"),
         ("x", "abc", r"need 64 hex digits, got 'abc' .*teacher\.sha256"),

@@ -6,12 +6,16 @@ import json
 import math
 import os
 import resource
+import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from fewstep.files import atomic_path, read_json, replace_folder, sha256_file, write_json
 
@@ -57,12 +61,40 @@ def test_a_full_disk_is_named_and_keeps_nothing_half_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def by_safetensors(path: Path) -> None:
+    save_file({"x": np.zeros(3)}, path)
+
+
+def by_lmdb(path: Path) -> None:
+    lmdb.open(str(path), subdir=False, lock=False).close()
+
+
+def by_hand(path: Path) -> None:
+    path.write_text("x")
+    path.chmod(0o400)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+@pytest.mark.parametrize("write", [by_safetensors, by_lmdb, by_hand])
+def test_the_umask_decides_who_reads_a_file_whatever_writes_it(
+    write: Callable[[Path], None], umask: int, tmp_path: Path
+) -> None:
+    before = os.umask(umask)
+    try:
+        with atomic_path(tmp_path / "x.npz") as path:
+            write(path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "x.npz").stat().st_mode) == 0o666 & ~umask
+    assert [file.name for file in tmp_path.iterdir()] == ["x.npz"]
+
+
 LIMITED = """
 import sys, errno
 import numpy as np
 from safetensors.numpy import save_file
 from fewstep.data.lmdb import build_lmdb
-from fewstep.data.sources import ArraySource
+from fewstep.data.labelled import ArraySource
 from fewstep.files import atomic_path
 writer, path = sys.argv[1:]
 big = np.zeros((4000, 1, 32, 32), np.uint8)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import parity
+from places import VECTORS
 
-VECTORS = Path(__file__).parent / "data" / "parity"
 KEPT = [file for file in parity.FILES if file not in parity.left_out(VECTORS)]
 
 

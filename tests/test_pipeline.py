@@ -26,7 +26,7 @@ def test_stage_names_follow_the_params(clone: Path) -> None:
     params = yaml.safe_load((clone / "params.yaml").read_text())
     names = {line.split()[0] for line in dvc("stage", "list", cwd=clone).splitlines()}
     assert names == (
-        {"download-teacher", "build-lmdb", "ref-stats", "results-table"}
+        {"code", "download-teacher", "build-lmdb", "ref-stats", "results-table"}
         | {f"train@{student}" for student in params["students"]}
         | {f"{stage}@{row}" for stage in ("generate", "fid") for row in params["rows"]}
     )
@@ -45,7 +45,29 @@ def test_the_pipeline_runs_and_reruns_only_what_changed(clone: Path) -> None:
 
     out = dvc("exp", "run", "-S", "students.dmd2-1.lr=1.5e-4", cwd=clone)
     rows = {"generate@dmd2-1", "fid@dmd2-1"}
-    assert ran(out) == {"train@dmd2-1", "results-table"} | rows
+    assert ran(out) == {"code", "train@dmd2-1", "results-table"} | rows
+
+
+@pytest.mark.slow
+def test_an_edit_of_the_code_reruns_what_it_can_change(clone: Path) -> None:
+    """Prose nothing but `code`, after which status is clean; a method its students and rows."""
+    git("add", "-A", cwd=clone)
+    git("commit", "-qm", "before edits", cwd=clone)
+    dvc("repro", cwd=clone)
+    source = clone / "src" / "fewstep"
+    loop, dmd2 = source / "training" / "loop.py", source / "methods" / "dmd2.py"
+    loop.write_text(f"# a comment\n{loop.read_text()}")
+    assert ran(dvc("repro", cwd=clone)) == {"code"}
+    assert "up to date" in dvc("status", cwd=clone)
+    dmd2.write_text(f"{dmd2.read_text()}\nEDITED = 1\n")
+    students = {"train@dmd2-1", "train@dmd2-4"}
+    rows = {
+        f"{stage}@{row}" for stage in ("generate", "fid") for row in ("dmd2-1", "dmd2-4-guided")
+    }
+    again = ran(dvc("repro", cwd=clone))
+    assert {"code", *students} <= again <= {"code", "results-table", *students, *rows}
+    git("checkout", "-q", "--", "src", cwd=clone)
+    dvc("repro", cwd=clone)
 
 
 @pytest.fixture(scope="module")

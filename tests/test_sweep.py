@@ -8,6 +8,7 @@ import yaml
 from experiment import tiny_params
 from fewstep.cli import main
 from fewstep.params import ParamsError, load_params, swept_rows
+from fewstep.sampling.batches import seed_ranges
 
 STEPS = {"model": "cd", "sampler": "ddim", "steps": [1, 2, 4], "guidance_scale": [1.0]}
 BOTH = {"model": "teacher", "sampler": "euler", "steps": [2, 3], "guidance_scale": [1.0, 1.5]}
@@ -39,7 +40,7 @@ def test_seed_ranges_of_a_sweep_are_those_of_its_rows() -> None:
     put_sweeps({"steps": {**STEPS, "seed_ranges": 3}})
     main(["sweep"])
     params = load_params()
-    rows = {name: len(params.generate.ranges(row)) for name, row in params.rows.items()}
+    rows = {name: len(seed_ranges(params.generate, row)) for name, row in params.rows.items()}
     assert rows["steps-1"] == rows["steps-4"] == 3 and rows["cd-4"] == 1
 
 

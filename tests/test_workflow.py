@@ -1,9 +1,7 @@
 """Two front ends, one DAG: what dvc.yaml and the Snakefile would run is compared, job by job."""
 
-import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -12,7 +10,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fewstep.tracking import TIMED
 from fronts import (
     ROOT,
     Job,
@@ -20,14 +17,20 @@ from fronts import (
     dvc,
     dvc_jobs,
     planned,
+    planned_jobs,
     ran,
     snakemake,
     snakemake_jobs,
 )
 
-PRESETS = sorted(
-    file.stem for file in (ROOT / "config").glob("*.yaml") if file.stem != "params.schema"
-)
+PRESETS = sorted(file.stem for file in (ROOT / "config").glob("*.yaml"))
+
+
+def jobs_of_dvc(folder: Path) -> dict[str, Job]:
+    """Those that Snakemake has too: it writes the files of `fewstep code` before it plans."""
+    jobs = dvc_jobs(folder)
+    del jobs["code"]
+    return jobs
 
 
 def different(left: dict[str, Job], right: dict[str, Job]) -> set[str]:
@@ -42,7 +45,7 @@ def test_both_front_ends_run_the_same_jobs(preset: str, tmp_path: Path) -> None:
     source = copy / params["data"]["source"]
     source.parent.mkdir(exist_ok=True)
     source.touch()  # what the user brings; nothing reads it here
-    theirs, ours = dvc_jobs(copy), snakemake_jobs(copy)
+    theirs, ours = jobs_of_dvc(copy), snakemake_jobs(copy)
     assert ours == theirs
     assert len(ours) == 4 + len(params["students"]) + 2 * len(params["rows"])
 
@@ -54,7 +57,7 @@ def test_imported_models_are_jobs_of_both(tmp_path: Path) -> None:
     params["rows"]["theirs-1"] = {**params["rows"]["dmd2-1"], "model": "theirs"}
     params["students"]["cd"]["init_from"] = "theirs"
     (copy / "params.yaml").write_text(yaml.safe_dump(params))
-    theirs, ours = dvc_jobs(copy), snakemake_jobs(copy)
+    theirs, ours = jobs_of_dvc(copy), snakemake_jobs(copy)
     assert ours == theirs
     assert "artifacts/models/theirs/model.safetensors" in ours["train@cd"].inputs
     assert "download-model@theirs" in ours
@@ -64,18 +67,20 @@ def test_imported_models_are_jobs_of_both(tmp_path: Path) -> None:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Job]]:
     """A copy of the repository and the jobs that both front ends agree on."""
     copy = copy_repository(tmp_path_factory.mktemp("tiny"), "tiny")
-    return copy, dvc_jobs(copy)
+    return copy, jobs_of_dvc(copy)
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "stages"),
     [
         ("dvc.yaml", "train ${key}", "train ${key} --fast", "train@"),
-        ("dvc.yaml", "      - ${code}/download.py\n", "", "download-teacher"),
+        ("dvc.yaml", "      - ${code}/download-teacher.json\n", "", "download-teacher"),
+        ("dvc.yaml", "        - artifacts/settings/${key}.json\n", "", "train@"),
         ("dvc.yaml", "artifacts/scores/${key}.json", "artifacts/values/${key}.json", "fid@"),
         ("dvc.yaml", "params: [metric, generate.images]", "params: [metric]", "ref-stats"),
         ("rules/rows.smk", "fewstep fid {", "fewstep score {", "fid@"),
-        ("rules/models.smk", '            "consistency.py",\n', "", "train@"),
+        ("rules/models.smk", '        "artifacts/settings/{student}.json",\n', "", "train@"),
+        ("rules/rows.smk", '        code("generate"),\n', "", "generate@"),
         ("rules/results.smk", '        "artifacts/data.lmdb",\n', "", "results-table"),
         ("rules/rows.smk", '"generate", "network"', '"network"', "generate@"),
     ],
@@ -89,7 +94,7 @@ def test_a_change_of_one_side_alone_is_seen(
     assert old in text
     changed.write_text(text.replace(old, new, 1))
     try:
-        jobs = dvc_jobs(copy) if file == "dvc.yaml" else snakemake_jobs(copy)
+        jobs = jobs_of_dvc(copy) if file == "dvc.yaml" else snakemake_jobs(copy)
     finally:
         changed.write_text(text)
     wrong = different(agreed, jobs)
@@ -140,30 +145,88 @@ def test_the_slurm_profile_names_rules_and_executors_that_exist() -> None:
     assert heavy == profile["set-threads"].keys(), "else Slurm is asked for ALL_CORES"
 
 
-def test_source_edits_rerun_what_depends_on_them(tmp_path: Path) -> None:
-    """Snakemake follows each file; a folder as an input would miss the edit."""
-    copy, now = copy_repository(tmp_path, "tiny"), time.time()
+@pytest.fixture(scope="module")
+def touched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository where all outputs are there, and empty."""
+    copy = copy_repository(tmp_path_factory.mktemp("touched"), "tiny")
     for job in snakemake_jobs(copy).values():
         for output in sorted(job.outputs):
             path = copy / output
             path.parent.mkdir(parents=True, exist_ok=True)
             path.mkdir() if not path.suffix else path.touch()
-            os.utime(path, (now, now))
-    assert "Nothing to be done" in snakemake("-n", cwd=copy)
-    shutil.copyfile(copy / "README.md", copy / "src/fewstep/metrics/frechet.py")
-    assert planned(snakemake("-n", cwd=copy)) == {"ref_stats", "fid", "results_table"}
+    return copy
+
+
+def planned_after(file: str, addition: str, folder: Path) -> set[str]:
+    """The jobs that are due when that is added to source files; all is undone."""
+    sources = sorted((folder / "src/fewstep").glob(file))
+    identities = sorted((folder / "artifacts/code").iterdir())
+    before = {path: path.read_bytes() for path in (*sources, *identities)}
+    now = time.time()
+    for top in ("artifacts", "results"):
+        for path in (folder / top).rglob("*"):
+            os.utime(path, (now, now))  # of one moment, for Snakemake goes by times
+    for path in sources:
+        path.write_bytes(before[path] + addition.encode())
+    try:
+        return planned_jobs(snakemake("-n", cwd=folder))
+    finally:
+        for path, content in before.items():
+            path.write_bytes(content)
+
+
+def test_prose_in_the_code_reruns_nothing(touched: Path) -> None:
+    assert planned_after("**/*.py", '\n"""In other words."""  # a comment\n', touched) == set()
+
+
+ROWS = "teacher-heun-7, teacher-churn-7, teacher-euler-4, cd-4, dmd2-1, dmd2-4-guided".split(", ")
+
+
+@pytest.mark.parametrize(
+    ("file", "due"),
+    [
+        ("training/tracking.py", []),
+        ("planning/*.py", []),
+        ("report/*.py", ["results_table"]),
+        ("metrics/score.py", ["ref_stats", *(f"fid {row}" for row in ROWS), "results_table"]),
+        (
+            "methods/dmd2.py",
+            [
+                *(f"train {student}" for student in ("dmd2-1", "dmd2-4")),
+                *(f"{rule} {row}" for rule in ("generate", "fid") for row in ROWS[-2:]),
+                "results_table",
+            ],
+        ),
+    ],
+)
+def test_an_edit_of_the_code_reruns_what_it_can_change(
+    file: str, due: list[str], touched: Path
+) -> None:
+    assert planned_after(file, "\nEDITED = 1\n", touched) == set(due)
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_an_edit_below_a_source_folder_is_seen(slash: str, tmp_path: Path) -> None:
+    copy = copy_repository(tmp_path, "tiny")
+    images = [copy / f"data/pics/{part}/deep/1.png" for part in "ab"]
+    for image in images:
+        image.parent.mkdir(parents=True)
+        image.write_bytes(b"image")
+    edit(copy, "source: assets/fmnist16.npz", f"source: data/pics{slash}")
+    wanted = ("artifacts/data.lmdb", "artifacts/data.json")
+    snakemake("-n", wanted[0], cwd=copy)  # which writes what they depend on
+    for output in wanted:
+        (copy / output).touch()
+    assert planned(snakemake("-n", wanted[0], cwd=copy)) == set()
+    images[0].write_bytes(b"another")
+    assert planned(snakemake("-n", wanted[0], cwd=copy)) == {"build_lmdb"}
 
 
 # --- the tiny preset, run by both -------------------------------------------------------------
 
 
-def without_clocks(file: Path) -> bytes:
-    """The bytes of an artefact, less what it says about how long things took."""
-    if file.name == "log.jsonl":
-        rows = map(json.loads, file.read_text().splitlines())
-        return json.dumps(
-            [{k: v for k, v in row.items() if k not in TIMED} for row in rows]
-        ).encode()
+def bytes_of(file: Path) -> bytes:
+    """The bytes of an artefact, less what the tables say about how long trainings took."""
     if file.name in ("table.csv", "table.md"):  # train seconds come last
         sep = "," if file.suffix == ".csv" else "|"
         lines = file.read_text().rstrip("|\n").splitlines()
@@ -176,10 +239,10 @@ def without_clocks(file: Path) -> bytes:
 
 
 def artefacts(folder: Path) -> dict[str, bytes]:
-    """Every file that the jobs declare as an output, without clocks."""
+    """Every file that the jobs declare as an output, without times of trainings."""
     paths = (folder / output for job in dvc_jobs(folder).values() for output in job.outputs)
     files = (f for path in paths for f in ([path] if path.is_file() else path.rglob("[!.]*")))
-    return {str(file.relative_to(folder)): without_clocks(file) for file in files}
+    return {str(file.relative_to(folder)): bytes_of(file) for file in files}
 
 
 def edit(folder: Path, old: str, new: str) -> None:

@@ -1,7 +1,7 @@
 """One iteration of a student at its true size: python tests/true_size.py PRESET STUDENT.
 
 Random teacher, random images, one image in fp32 on the CPU; prints JSON: seconds, bytes (the most
-that the process held) and planned (what fewstep.plan says that it holds).
+that the process held) and planned (what fewstep.planning.plan says that it holds).
 """
 
 import json
@@ -14,13 +14,15 @@ import numpy as np
 import torch
 
 from fewstep.cli import keep_freed_memory
+from fewstep.data.labelled import ArraySource
 from fewstep.data.lmdb import ImageDataset, build_lmdb
-from fewstep.data.sources import ArraySource
 from fewstep.distributed import Rank
-from fewstep.models import MODELS, build_denoiser, save_model
+from fewstep.networks.registry import build_denoiser
+from fewstep.networks.weights import save_model
 from fewstep.params import Params, load_params
-from fewstep.plan import plan_student
-from fewstep.train import DATA, Run, peak_memory
+from fewstep.paths import DATA, MODELS
+from fewstep.planning.plan import plan_student
+from fewstep.training.loop import Run, peak_memory
 
 CPU = torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""Processes and devices: joining the others, and the few collectives that training needs."""
+"""Processes and devices: joining the process group, and the few collectives of training."""
 
 import os
 from collections.abc import Generator
@@ -11,12 +11,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-BUCKET_MB = 100
+BUCKET_MB = 100  # of gradients per all-reduce: fewer, larger messages than the default 25 MB
 
 
 @dataclass(frozen=True)
 class Rank:
-    """This process among all: its number, how many there are, and its device."""
+    """This process: its number, the number of processes, and its device."""
 
     index: int
     world: int
@@ -28,10 +28,10 @@ class Rank:
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """`auto` is CUDA where there is a GPU, else the CPU.
+    """The device of params.yaml; `auto` is CUDA if there is a GPU, otherwise the CPU.
 
     Raises:
-        ValueError: CUDA is asked for and there is none.
+        ValueError: CUDA is requested and there is no GPU.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("need a GPU for device: cuda, found none (params.yaml: device; try auto)")
@@ -42,7 +42,7 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 
 @contextmanager
 def joined(device: str) -> Generator[Rank]:
-    """This rank of the process group that torchrun describes; alone, there is none to join."""
+    """Join the process group that torchrun describes; without torchrun, this is the only rank."""
     index, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     place = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     if place.type == "cuda":
@@ -57,14 +57,14 @@ def joined(device: str) -> Generator[Rank]:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """The values on that device; a GPU that is still at work is not waited for."""
+    """The values on that device, without waiting for a busy GPU."""
     if device.type == "cuda" and not values.is_cuda:
-        values = values.pin_memory()
+        values = values.pin_memory()  # a copy from pageable memory would block
     return values.to(device, non_blocking=True)
 
 
 def over_ranks(module: nn.Module, rank: Rank) -> nn.Module:
-    """The module with gradients averaged over ranks in its backward pass, in large buckets."""
+    """The module, with its gradients averaged over ranks during the backward pass."""
     if rank.world == 1:
         return module
     averaged = DistributedDataParallel(
@@ -73,25 +73,20 @@ def over_ranks(module: nn.Module, rank: Rank) -> nn.Module:
         gradient_as_bucket_view=True,
         bucket_cap_mb=BUCKET_MB,
     )
-    averaged.broadcast_buffers = False  # they are constant filters; as an argument it has two names
+    # The buffers are constant filters. Set here, because the argument's name changed in torch.
+    averaged.broadcast_buffers = False
     return averaged
 
 
 def sum_over_ranks(values: Tensor, rank: Rank) -> Tensor:
-    """Elementwise sum; every rank gets the same."""
+    """Elementwise sum, in place, on every rank."""
     if rank.world > 1:
         dist.all_reduce(values)
     return values
 
 
-def broadcast(values: Tensor, source: int, rank: Rank) -> None:
-    """Give every rank, in place, what the rank of number `source` has."""
-    if rank.world > 1:
-        dist.broadcast(values, source)
-
-
 def gather(value: Any, rank: Rank) -> list[Any]:  # noqa: ANN401
-    """One value of each rank, in their order, on every rank; anything that can be pickled."""
+    """The value of each rank, in order, on every rank; anything that can be pickled."""
     values = [value] * rank.world
     if rank.world > 1:
         dist.all_gather_object(values, value)
@@ -99,9 +94,9 @@ def gather(value: Any, rank: Rank) -> list[Any]:  # noqa: ANN401
 
 
 class AnyRank:
-    """Whether some rank raised its flag, one call late: so no rank waits for another's step.
+    """Whether some rank raised its flag, one call late, so that no rank waits for another's step.
 
-    The flags travel between CPUs, hence no GPU waits either.
+    The flags travel between CPUs (gloo), so no GPU waits either.
     """
 
     def __init__(self, rank: Rank) -> None:
@@ -109,7 +104,7 @@ class AnyRank:
         self.flag, self.pending = torch.zeros(1), None
 
     def __call__(self, flag: bool) -> bool:
-        """Raise the flag or not; every rank calls this equally often and gets the same answer."""
+        """Raise the flag or not; all ranks must call this equally often and get the same answer."""
         if self.group is None:
             return flag
         if self.pending is not None:

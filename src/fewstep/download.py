@@ -1,4 +1,4 @@
-"""Fetch a file and prove that it is the right one: resume, retry, sha256."""
+"""Download a file and prove that it is the right one: resume, retry, sha256."""
 
 import hashlib
 import http.client
@@ -17,10 +17,11 @@ from filelock import FileLock
 
 from fewstep.files import atomic_path, disk_full, is_disk_full, sha256_file
 from fewstep.params import Download, Params
+from fewstep.paths import SCRATCH
 from fewstep.progress import progress
 
-CACHE = Path("scratch/downloads")
-_CHUNK = 1 << 17  # bytes a read: small enough for a steady bar on a slow line
+CACHE = SCRATCH / "downloads"
+_CHUNK = 1 << 17  # bytes per read: small enough for a steady progress bar on a slow line
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses worth another attempt
 _NETWORK_ERRORS = (URLError, ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException)
 
@@ -35,25 +36,25 @@ def fetch(
     wait: float = 1.0,
     timeout: float = 30.0,
 ) -> Path:
-    """A local file with this sha256, downloaded unless it is here already.
+    """A local file with this sha256, downloaded unless it is in the cache.
 
     Args:
-        url: https, http or file URL, or a path; a relative one starts at the current folder,
+        url: https, http or file URL, or a path; a relative path starts at the current folder,
             which for every stage is the repository.
-        sha256: 64 hex digits; or "unknown", which fetches and keeps the file, and raises with its
-            digest: whoever writes that down goes on from the kept file.
-        cache: folder for downloads: `<sha256>` when whole, `<sha256>.part` while under way. An
-            interrupted download goes on where it stopped, in this run or the next.
-        key: block of params.yaml that url and sha256 stand in, for messages.
-        attempts: tries in a row that may bring nothing new before giving up.
+        sha256: 64 hex digits. "unknown" downloads and keeps the file, then raises with its digest;
+            once that is in params.yaml, the kept file is used.
+        cache: folder for downloads: `<sha256>` when complete, `<sha256>.part` before. An
+            interrupted download resumes where it stopped, in this run or the next.
+        key: the block of params.yaml with url and sha256, for messages.
+        attempts: consecutive tries without a new byte before giving up.
         wait: seconds before the second try; doubled each time.
-        timeout: seconds without a byte before a try counts as failed.
+        timeout: seconds without a byte before a try fails.
 
     Returns:
         The verified file: in `cache`, or the local file itself.
 
     Raises:
-        ValueError: another sha256 or an unknown one, no such file, HTTP refusal, or an unknown
+        ValueError: another or an unknown sha256, no such file, an HTTP error, or an unsupported
             kind of URL.
         ConnectionError: the network failed `attempts` times.
         OSError: the disk is full.
@@ -64,34 +65,39 @@ def fetch(
     parts = urlsplit(url)
     if parts.scheme in ("", "file"):
         path = Path(url2pathname(parts.path) if parts.scheme else url)
-        return _local(path, url, sha256, key)
+        if not path.is_file():
+            raise ValueError(f"need a file at {url}, got nothing (params.yaml: {key}.url)")
+        if (got := sha256_file(path)) == sha256:
+            return path
+        raise (_unknown if sha256 == "unknown" else _mismatch)(url, sha256, got, path, key)
     if parts.scheme not in ("http", "https"):
         raise ValueError(
             f"need an https, http or file URL or a path, got {url} (params.yaml: {key}.url)"
         )
     cache.mkdir(parents=True, exist_ok=True)
     if sha256 == "unknown":
-        whole = _measured(_Download(url, _part_of(url, cache), timeout, key), attempts, wait)
-        raise _unknown(url, whole, whole.name, key)
+        part = cache / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.part"
+        whole = _measured(_Download(url, part, key, attempts, wait, timeout))
+        raise _unknown(url, sha256, whole.name, whole, key)
     whole = cache / sha256
     with FileLock(cache / f"{sha256}.lock"):
         if not (whole.is_file() and sha256_file(whole) == sha256):
-            download = _Download(url, cache / f"{sha256}.part", timeout, key)
+            download = _Download(url, cache / f"{sha256}.part", key, attempts, wait, timeout)
             resumed = download.size() > 0
-            download.run(attempts, wait)
+            download.run()
             if resumed and sha256_file(download.part) != sha256:
-                # The first bytes may be those of an older file at this URL.
+                # The first bytes may come from an older file at this URL: start over, once.
                 download.part.unlink()
-                download.run(attempts, wait)
+                download.run()
             if (got := sha256_file(download.part)) != sha256:
                 download.part.unlink()
-                raise _mismatch(sha256, got, url, key)
+                raise _mismatch(url, sha256, got, download.part, key)
             os.replace(download.part, whole)
     return whole
 
 
 def downloads(params: Params) -> Iterator[tuple[str, Download]]:
-    """Each block of url and sha256 beside the data's, after the key that it stands at."""
+    """Each key of the params with a url and sha256, except data, and its block."""
     if params.teacher.url is not None:
         yield "teacher", Download(params.teacher.url, str(params.teacher.sha256))
     yield from ((f"imports.{name}", file) for name, file in params.imports.items())
@@ -103,19 +109,21 @@ def downloads(params: Params) -> Iterator[tuple[str, Download]]:
 
 @dataclass
 class _Download:
-    """One URL on its way into one file, over as many connections as it takes."""
+    """The transfer of one URL into one file, over as many connections as it takes."""
 
     url: str
     part: Path
-    timeout: float
     key: str
+    attempts: int
+    wait: float
+    timeout: float
     etag: str | None = None
 
     def size(self) -> int:
         return self.part.stat().st_size if self.part.exists() else 0
 
-    def run(self, attempts: int, wait: float) -> None:
-        """Transfer until the server says that it was all."""
+    def run(self) -> None:
+        """Transfer until the file is complete."""
         failures, furthest = 0, self.size()
         while True:
             try:
@@ -134,30 +142,31 @@ class _Download:
                     raise
                 self.part.unlink(missing_ok=True)
                 raise disk_full(self.part) from error
+            # Progress resets the count: a server may cut a long download many times.
             failures = 1 if self.size() > furthest else failures + 1
             furthest = max(furthest, self.size())
-            if failures >= attempts:
+            if failures >= self.attempts:
                 raise ConnectionError(
                     f"need {self.url}, got {reason!r} {failures} times "
                     f"(params.yaml: {self.key}.url); {self.size()} bytes are kept in "
-                    f"{self.part}, run again to go on"
+                    f"{self.part}, run again to resume"
                 ) from reason
-            time.sleep(wait * 2 ** (failures - 1))
+            time.sleep(self.wait * 2 ** (failures - 1))
 
     def _transfer(self) -> None:
-        """One connection: append what is missing, or start over where the server insists."""
+        """One connection: append what is missing, or start over if the server insists."""
         offset = self.size()
         headers = {"User-Agent": "fewstep"}
         if offset:
             headers["Range"] = f"bytes={offset}-"
             if self.etag:
-                headers["If-Range"] = self.etag  # another file by now: send all of it
+                headers["If-Range"] = self.etag  # if the file was replaced, the server sends all
         try:
             response = urlopen(Request(self.url, headers=headers), timeout=self.timeout)
         except HTTPError as error:
             if error.code != 416 or not offset:
                 raise
-            # Nothing behind our last byte: either we have it all or the file was replaced.
+            # There is nothing after our last byte: we have everything, or the file was replaced.
             if error.headers.get("Content-Range") == f"bytes */{offset}":
                 return
             self.part.unlink()
@@ -169,7 +178,7 @@ class _Download:
                 self.part.unlink()
                 raise ConnectionError(f"asked for bytes {offset}-, got {content_range!r}")
             etag = response.headers.get("ETag", "")
-            self.etag = etag if etag.startswith('"') else None  # If-Range takes no weak ones
+            self.etag = etag if etag.startswith('"') else None  # If-Range forbids weak ones (W/...)
             start = offset if resumed else 0
             length = response.headers.get("Content-Length")
             total = start + int(length) if length else None
@@ -187,15 +196,12 @@ class _Download:
             raise ConnectionError(f"connection closed after {self.size()} of {total} bytes")
 
 
-def _part_of(url: str, cache: Path) -> Path:
-    return cache / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.part"
+def _measured(download: _Download) -> Path:
+    """The file at a URL with an unknown sha256, in the cache under the one it turns out to have.
 
-
-def _measured(download: _Download, attempts: int, wait: float) -> Path:
-    """The file at a URL whose sha256 nobody told, in the cache under the one that it has.
-
-    Beside it a note says which URL it came from, so that nothing is fetched twice. What an
-    interrupted run left is not gone on with: no checksum would tell a file glued from two.
+    A note beside it records the digest of this URL, so that nothing is downloaded twice. A part
+    left by an interrupted run is discarded: without a checksum, nothing would reveal a file glued
+    together from two.
     """
     cache, note = download.part.parent, download.part.with_suffix(".sha256")
     with FileLock(download.part.with_suffix(".lock")):
@@ -204,7 +210,7 @@ def _measured(download: _Download, attempts: int, wait: float) -> Path:
             if whole.is_file() and sha256_file(whole) == whole.name:
                 return whole
         download.part.unlink(missing_ok=True)
-        download.run(attempts, wait)
+        download.run()
         whole = cache / sha256_file(download.part)
         os.replace(download.part, whole)
         with atomic_path(note) as path:
@@ -212,21 +218,13 @@ def _measured(download: _Download, attempts: int, wait: float) -> Path:
     return whole
 
 
-def _local(path: Path, url: str, sha256: str, key: str) -> Path:
-    if not path.is_file():
-        raise ValueError(f"need a file at {url}, got nothing there (params.yaml: {key}.url)")
-    if (got := sha256_file(path)) == sha256:
-        return path
-    raise _unknown(url, path, got, key) if sha256 == "unknown" else _mismatch(sha256, got, url, key)
-
-
-def _unknown(url: str, path: Path, got: str, key: str) -> ValueError:
+def _unknown(url: str, sha256: str, got: str, path: Path, key: str) -> ValueError:
     return ValueError(
-        f"need the sha256 of {url}, got unknown; the file is kept in {path}, its sha256 is "
-        f"{got}: compare it with what someone else got, then write it in the place of unknown "
+        f"need the sha256 of {url}, got {sha256}; the file is kept in {path}, its sha256 is {got}: "
+        f"compare it with a source you trust, then write it in place of {sha256} "
         f"(params.yaml: {key}.sha256)"
     )
 
 
-def _mismatch(expected: str, got: str, url: str, key: str) -> ValueError:
-    return ValueError(f"need sha256 {expected}, got {got} from {url} (params.yaml: {key}.sha256)")
+def _mismatch(url: str, sha256: str, got: str, path: Path, key: str) -> ValueError:
+    return ValueError(f"need sha256 {sha256}, got {got} from {url} (params.yaml: {key}.sha256)")

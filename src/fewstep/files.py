@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, JSON, sha256."""
+"""Files that are either complete or absent: atomic writes, JSON, sha256."""
 
 import errno
 import hashlib
@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,21 +21,25 @@ def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block succeeds.
 
     The temporary name keeps the suffix, because `np.savez` and others append a missing one.
-    Parents are created. On any exception (Ctrl-C too) the temporary file is removed and what
-    stood at `path` before stays as it was.
+    Parent folders are created. The file gets the permissions of any new file there, by the umask:
+    safetensors alone would write 0600, which others of the group could not read, and lmdb 0755.
+    On any exception (Ctrl-C too) the temporary file is removed and
+    `path` stays as it was.
 
     Raises:
-        OSError: the disk is full (errno ENOSPC), whatever class the writer in the block raised;
-            the message names the file and the free bytes.
+        OSError: the disk is full (errno ENOSPC), whatever the block raised; the message names the
+            file and the free bytes.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        mode = _mode_of_new(temporary)
         yield temporary
+        temporary.chmod(mode)
         _fsync(temporary)
         os.replace(temporary, path)
-        _fsync(path.parent)  # else a power cut can forget the rename
+        _fsync(path.parent)  # otherwise a power cut can undo the rename
     except BaseException as error:
         full = isinstance(error, Exception) and (is_disk_full(error) or _is_full(temporary))
         temporary.unlink(missing_ok=True)
@@ -43,8 +48,19 @@ def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
         raise
 
 
+def _mode_of_new(path: Path) -> int:
+    """The permissions of a file created at `path`, which is removed again.
+
+    Reading the umask itself would mean to change it for a moment, for all threads.
+    """
+    path.touch(exist_ok=False)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    path.unlink()
+    return mode
+
+
 def replace_folder(source: Path, target: Path) -> None:
-    """Put a copy of the folder `source`, or an empty folder, in the place of `target`."""
+    """Replace `target` by a copy of the folder `source`, or by an empty folder if there is none."""
     half = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         half.mkdir(parents=True)
@@ -57,9 +73,9 @@ def replace_folder(source: Path, target: Path) -> None:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether `error` says that the disk, the quota or the file size limit is reached.
+    """Whether `error` means that the disk, the quota or the file size limit is exhausted.
 
-    lmdb and safetensors raise their own classes without an errno, hence the look at the text.
+    lmdb and safetensors raise their own classes without an errno, so their text has to do.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _FULL
@@ -67,21 +83,21 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def disk_full(path: Path) -> OSError:
-    """The error for a disk that was full while `path` was being written, after tidying up."""
+    """The error for a disk that filled up while `path` was written; call it after cleaning up."""
     folder = next((p for p in path.absolute().parents if p.is_dir()), Path("/"))
     free = shutil.disk_usage(folder).free
     return OSError(
         errno.ENOSPC,
         f"disk, quota or file size limit reached while writing {path}; "
-        f"nothing half-written was kept, which leaves {free} bytes free",
+        f"nothing half-written was kept; {free} bytes are free now",
     )
 
 
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:  # noqa: ANN401
-    """Write `obj` as JSON, atomically: keys in the order given, indent 2, no NaN.
+    """Write `obj` as JSON, atomically: keys in the given order, indent 2, no NaN.
 
     Raises:
-        ValueError: `obj` holds NaN or infinity, which JSON cannot say.
+        ValueError: `obj` contains NaN or infinity, which JSON does not have.
     """
     try:
         text = json.dumps(obj, indent=2, allow_nan=False, ensure_ascii=False)
@@ -92,28 +108,23 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:  # noqa: ANN401
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:  # noqa: ANN401
-    """Read a JSON file.
-
-    Raises:
-        ValueError: the file is not JSON; the message names it and the place.
-    """
+    """Read a JSON file; a ValueError names the file and the position of what is wrong."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # UnicodeDecodeError is one too
+    except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
         raise ValueError(f"need JSON in {path}, got: {error}") from error
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """sha256 of the file's bytes, 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_full(temporary: Path) -> bool:
-    """Whether a little more fits behind `temporary`, which is about to be removed.
+    """Whether `temporary`, which is about to be removed, cannot grow by a little more.
 
-    Asked because a full disk reaches us as "Input/output error" from lmdb and as "unexpected
-    pos" from torch.save.
+    The exception may not tell: on a full disk, lmdb raises "Input/output error" and torch.save
+    "unexpected pos".
     """
     try:
         with open(temporary, "r+b") as file:
@@ -127,7 +138,7 @@ def _is_full(temporary: Path) -> bool:
 
 
 def _fsync(path: Path) -> None:
-    """Flush a file or folder to the disk, where delayed ENOSPC shows up."""
+    """Flush a file or folder to the disk; a delayed ENOSPC is raised here."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -9,24 +9,14 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 
-QUIET = 2.0  # seconds; what ends sooner prints nothing
-EVERY = 10.0  # seconds between plain lines
+QUIET = 2.0  # seconds; work that ends sooner prints nothing
+EVERY = 10.0  # seconds between plain lines: a log of a day's training stays below 10,000 lines
 
 
-def progress(
-    work: Iterable[T] | int | None,
-    desc: str,
-    unit: str = "images",
-    *,
-    total: int | None = None,
-    initial: int = 0,
-    silent: bool = False,
-    stream: TextIO | None = None,
-    clock: Callable[[], float] = time.monotonic,
-) -> "Progress[T]":
-    """Show how far `work` is, on stderr: `build-lmdb: 20000/50000 images, 8123/s, 4 s left`.
+class progress(Iterable[T]):
+    """Shows progress on stderr: `build-lmdb: 20000/50000 images, 8123/s, 4 s left`.
 
-    Iterate over the result, or advance it by hand:
+    Iterate over it, or advance it by hand:
 
         with progress(kimg * 1000, "train", initial=nimg) as bar:
             bar.update(64, f"loss {loss:.3f}")
@@ -34,52 +24,45 @@ def progress(
     Args:
         work: what to iterate over, or the number of units (None: unknown).
         unit: plural noun; "B" means bytes, printed as MB.
-        total: units in all, when `work` is an iterable without a length.
-        initial: units done before, by an interrupted run; left out of the rate.
+        initial: units done by an interrupted run; they do not count towards the rate.
         silent: print nothing, for ranks other than 0.
     """
-    if work is None or isinstance(work, int):
-        return Progress((), work, desc, unit, initial, silent, stream or sys.stderr, clock)
-    if total is None and isinstance(work, Sized):
-        total = len(work)
-    return Progress(work, total, desc, unit, initial, silent, stream or sys.stderr, clock)
-
-
-class Progress(Iterable[T]):
-    """What `progress` returns: an iterable, and a context manager with `update`."""
 
     def __init__(
         self,
-        items: Iterable[T],
-        total: int | None,
+        work: Iterable[T] | int | None,
         desc: str,
-        unit: str,
-        initial: int,
-        silent: bool,
-        stream: TextIO,
-        clock: Callable[[], float],
+        unit: str = "images",
+        *,
+        initial: int = 0,
+        silent: bool = False,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.n = initial
-        self._items, self._total, self._desc, self._unit = items, total, desc, unit
-        self._initial, self._silent, self._stream, self._clock = initial, silent, stream, clock
+        self._items: Iterable[T] = () if work is None or isinstance(work, int) else work
+        self._total = (
+            work if isinstance(work, int) else len(work) if isinstance(work, Sized) else None
+        )
+        self.n, self._initial, self._desc, self._unit = initial, initial, desc, unit
+        self._silent, self._stream, self._clock = silent, stream or sys.stderr, clock
         self._postfix = ""
         self._start = clock()
         self._next_line = self._start + QUIET
         self._bar: tqdm | None = None
-        if not silent and stream.isatty():
+        if not silent and self._stream.isatty():
             self._bar = tqdm(
-                total=total,
+                total=self._total,
                 desc=desc,
                 initial=initial,
                 unit="B" if unit == "B" else f" {unit}",
                 unit_scale=unit == "B",
-                file=stream,
+                file=self._stream,
                 delay=QUIET,
                 dynamic_ncols=True,
             )
 
     def update(self, n: int = 1, postfix: str = "") -> None:
-        """Count `n` more units; `postfix` (a loss, say) replaces the text behind the line."""
+        """Count `n` more units; `postfix` (a loss, for example) replaces the end of the line."""
         self.n += n
         self._postfix = postfix or self._postfix
         if self._bar is not None:
@@ -91,7 +74,7 @@ class Progress(Iterable[T]):
             self._print(now, finished=False)
 
     def close(self) -> None:
-        """Print the last state, if the work took longer than two seconds."""
+        """Print the final state if the work took at least QUIET seconds."""
         now = self._clock()
         if self._bar is not None:
             self._bar.close()
@@ -130,7 +113,7 @@ class Progress(Iterable[T]):
 
 
 def _number(value: float) -> str:
-    """Whole numbers and large ones without decimals, small ones with three digits."""
+    """Whole and large numbers without decimals, others with three significant digits."""
     return f"{value:.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
 
 

@@ -1,4 +1,4 @@
-# What the rules share: checked params, the code that a rule depends on, what may be trusted.
+# Shared by the rules: checked params, the code a rule depends on, which outputs may be trusted.
 import base64
 import json
 import re
@@ -11,6 +11,8 @@ from snakemake.common.configfile import load_configfile
 from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, "src")
+from fewstep.code import write_identities
+from fewstep.data.watched import watch
 from fewstep.params import ParamsError, load_params
 
 try:
@@ -23,13 +25,15 @@ if config != load_configfile("params.yaml"):
         "reads (edit params.yaml, or copy a preset there)"
     )
 
-# Slurm's warning before the time limit goes to every process of a step. The trainer saves its state
-# then, and Snakemake around it has to live until that is done.
+# Slurm sends its warning before the time limit to every process of a step. The trainer then saves
+# its state, and Snakemake must stay alive until it has.
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-# So has the shell, which SIGTERM would end at once: there is none between Snakemake and a stage.
+# SIGTERM would end a shell at once, so none may stand between Snakemake and a stage: `exec`.
 shell.prefix("set -euo pipefail; exec ")
 
-ALL_CORES = 1024  # clamped to --cores: a job has the whole machine, as under DVC
+SOURCE = Path(config["data"]["source"])
+WATCHED = Path("scratch/source.json")
+ALL_CORES = 1024  # clamped to --cores: a job gets the whole machine, as under DVC
 GPU = int(config["device"] != "cpu")
 
 
@@ -44,12 +48,14 @@ wildcard_constraints:
     row=one_of(config["rows"]),
 
 
-def code(*patterns):
-    """Source files as inputs. Snakemake misses edits below a folder, hence patterns."""
-    found = [sorted(Path("src/fewstep").glob(pattern)) for pattern in patterns]
-    if [] in found:
-        raise WorkflowError(f"need source files, got none at {patterns[found.index([])]}")
-    return [str(file) for files in found for file in files]
+def code(stage):
+    """The file with the hashes of the code that decides a stage; stage `code` writes it under DVC."""
+    return f"artifacts/code/{stage}.json"
+
+
+def source():
+    """data.source as inputs: a file, or a folder with a file that changes when anything below does."""
+    return [ancient(str(SOURCE)), str(WATCHED)] if SOURCE.is_dir() else [str(SOURCE)]
 
 
 def tracked(*keys):
@@ -63,10 +69,10 @@ def tracked(*keys):
 
 
 def unless_recorded(output):
-    """params.yaml as an input, of any age where Snakemake itself made this output.
+    """params.yaml as an input, whose age matters only where Snakemake has no record of the output.
 
-    Snakemake keeps the params of what it made. Of what DVC made it has no record, and would call it
-    done whatever the params; so there it has to be newer than them.
+    Snakemake records the params of what it made. It has no record of what DVC made, and would
+    consider it done whatever the params; so such an output must be newer than params.yaml.
     """
 
     def file(wildcards):
@@ -77,15 +83,15 @@ def unless_recorded(output):
 
 
 def forget_replaced():
-    """Drop Snakemake's records of files that something else has made anew since.
+    """Drop Snakemake's records of files that something else has remade since.
 
-    Else params that were changed, run by DVC and changed back would find the old record to agree.
+    Otherwise, after params are changed, run by DVC and changed back, the old record would match.
     """
     for record in Path(".snakemake/metadata").glob("*"):
         try:
             output = Path(base64.urlsafe_b64decode(record.name).decode())
             recorded = json.loads(record.read_text())["endtime"]
-            stamp = output / ".snakemake_timestamp"  # Snakemake's time of a folder
+            stamp = output / ".snakemake_timestamp"  # where Snakemake keeps the time of a folder
             made = (stamp if stamp.exists() else output).stat().st_mtime
         except (OSError, ValueError, KeyError):
             continue
@@ -99,16 +105,24 @@ def _record(output):
 
 if workflow.is_main_process:
     forget_replaced()
+    # Not in a rule: after a rule that ran, Snakemake reruns everything downstream, whatever the
+    # rule wrote.
+    write_identities("params.yaml")
+    if SOURCE.is_dir():
+        try:
+            watch(SOURCE, WATCHED)
+        except ValueError as error:
+            raise WorkflowError(f"{error}") from None
 
 
 def model_of(wildcards):
-    """The model that a file of the report is about."""
+    """The model that a file in the report belongs to."""
     row = wildcards.get("row")
     return config["rows"][row]["model"] if row else wildcards.student
 
 
 def method_of(wildcards):
-    """A category of the report: how that model was trained."""
+    """The report category: how that model was trained."""
     model = model_of(wildcards)
     if model in config["students"]:
         return f"Method {config['students'][model]['method']}"
@@ -116,7 +130,7 @@ def method_of(wildcards):
 
 
 def labels_of(what):
-    """The columns by which the report finds a file of a category."""
+    """The columns that identify a file within its category of the report."""
 
     def labels(wildcards):
         return {"model": model_of(wildcards), "row": wildcards.get("row", ""), "shows": what}

@@ -1,7 +1,7 @@
 rule build_lmdb:
     input:
-        code("data/*.py", "stages/build_lmdb.py"),
-        config["data"]["source"],
+        code("build-lmdb"),
+        source(),
         params=unless_recorded("artifacts/data.lmdb"),
     output:
         "artifacts/data.lmdb",
@@ -23,7 +23,7 @@ rule build_lmdb:
 
 rule ref_stats:
     input:
-        code("evaluate.py", "metrics/*.py", "scores.py", "stages/ref_stats.py"),
+        code("ref-stats"),
         "artifacts/data.lmdb",
         params=unless_recorded("artifacts/ref-stats.npz"),
     output:

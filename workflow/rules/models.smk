@@ -1,29 +1,9 @@
-# A download is verified by its sha256 in params.yaml, resumed where it stopped, and tried again; on
-# a cluster it runs where Snakemake runs, since compute nodes seldom reach the internet.
+# Downloads are verified by their sha256 in params.yaml, resumed and retried. On a cluster they run
+# where Snakemake runs, because compute nodes seldom reach the internet.
 rule download_teacher:
     input:
-        code(
-            "averages.py",
-            "batch.py",
-            "data/batches.py",
-            "data/lmdb.py",
-            "denoiser.py",
-            "denoising.py",
-            "download.py",
-            "ema.py",
-            "interop/*.py",
-            "losses.py",
-            "methods.py",
-            "models.py",
-            "noise.py",
-            "norms.py",
-            "optimizer.py",
-            "stages/download_model.py",
-            "stages/download_teacher.py",
-            "stages/import_checkpoint.py",
-            "train.py",
-            "unet.py",
-        ),
+        code("download-teacher"),
+        "artifacts/settings/teacher.json",
         "artifacts/data.lmdb",
         params=unless_recorded("artifacts/models/teacher/model.safetensors"),
     output:
@@ -44,22 +24,14 @@ rule download_teacher:
         mem_mb=16000,
         runtime=1440,
     params:
-        tracked=tracked("teacher", "network", "data", "noise", "precision", "seed"),
+        tracked=tracked("network", "data", "noise", "precision", "seed"),
     shell:
         "env PYTHONPATH=src python -m fewstep download-teacher > {log} 2>&1"
 
 
 rule download_model:
     input:
-        code(
-            "denoiser.py",
-            "download.py",
-            "interop/*.py",
-            "models.py",
-            "stages/download_model.py",
-            "stages/import_checkpoint.py",
-            "unet.py",
-        ),
+        code("download-model"),
         params=unless_recorded("artifacts/models/{imported}/model.safetensors"),
     output:
         "artifacts/models/{imported}/model.safetensors",
@@ -85,26 +57,8 @@ rule download_model:
 
 rule train:
     input:
-        code(
-            "averages.py",
-            "batch.py",
-            "consistency.py",
-            "data/batches.py",
-            "data/lmdb.py",
-            "denoiser.py",
-            "denoising.py",
-            "dmd2.py",
-            "ema.py",
-            "losses.py",
-            "methods.py",
-            "models.py",
-            "noise.py",
-            "norms.py",
-            "optimizer.py",
-            "solve.py",
-            "train.py",
-            "unet.py",
-        ),
+        lambda wildcards: code(f"train-{config['students'][wildcards.student]['method']}"),
+        "artifacts/settings/{student}.json",
         "artifacts/data.lmdb",
         "artifacts/models/teacher/model.safetensors",
         expand(
@@ -133,6 +87,6 @@ rule train:
         mem_mb=16000,
         runtime=1440,
     params:
-        tracked=tracked("students.{student}", "network", "noise", "precision", "seed"),
+        tracked=tracked("network", "noise", "precision", "seed"),
     shell:
         "env PYTHONPATH=src python -m fewstep train {wildcards.student} > {log} 2>&1"

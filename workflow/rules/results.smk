@@ -1,12 +1,6 @@
 rule results_table:
     input:
-        code(
-            "provenance.py",
-            "report/*.csv",
-            "report/*.html",
-            "report/*.py",
-            "stages/results_table.py",
-        ),
+        code("results-table"),
         "artifacts/data.lmdb",
         "artifacts/ref-stats.json",
         expand("artifacts/samples/{row}.{kind}", row=config["rows"], kind=["npz", "json"]),

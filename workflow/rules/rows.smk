@@ -1,17 +1,8 @@
-# What is sampled is scored at once, and the teacher's rows before any training, as under DVC.
+# Priorities: a row is scored as soon as it is sampled, and the teacher's rows come before any
+# training, as under DVC.
 rule generate:
     input:
-        code(
-            "denoiser.py",
-            "evaluate.py",
-            "models.py",
-            "noise.py",
-            "norms.py",
-            "sample.py",
-            "solve.py",
-            "stages/generate.py",
-            "unet.py",
-        ),
+        code("generate"),
         expand(
             "artifacts/models/{model}/model.safetensors",
             model=lookup(dpath="rows/{row}/model", within=config),
@@ -39,7 +30,7 @@ rule generate:
 
 rule fid:
     input:
-        code("metrics/*.py", "scores.py", "stages/fid.py"),
+        code("fid"),
         "artifacts/ref-stats.npz",
         "artifacts/ref-stats.json",
         "artifacts/samples/{row}.npz",

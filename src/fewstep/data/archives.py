@@ -1,6 +1,7 @@
-"""Image files in a zip: EDM's, with dataset.json, or one folder a class. Nothing is unpacked."""
+"""Image files in a zip: with EDM's dataset.json, or one folder per class. Nothing is unpacked."""
 
 import os
+import stat
 import struct
 import zipfile
 import zlib
@@ -11,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from fewstep.data.decode import MAX_BYTES
-from fewstep.data.labels import folder_labels, is_image, listed_labels
-from fewstep.data.stream import FileStream, fingerprint
+from fewstep.data.labels import folder_labels, is_image, listed_labels, other_pictures
+from fewstep.data.stream import FileStream, fingerprint, state_of
 
 _HEADER = struct.Struct("<4s22xHH")  # of a member: signature, ..., lengths of name and extra field
 _FIELDS = ("header_offset", "compress_size", "file_size", "CRC", "compress_type", "flag_bits")
@@ -20,7 +21,11 @@ _FIELDS = ("header_offset", "compress_size", "file_size", "CRC", "compress_type"
 
 @dataclass(frozen=True)
 class ZipPart:
-    """A member of a zip, read without the zip's directory, which is large."""
+    """A member of a zip, with all that is needed to read it.
+
+    A worker that opened the archive with zipfile would parse its directory: for a million images,
+    several seconds and half a gigabyte in each process.
+    """
 
     archive: str
     where: str
@@ -41,9 +46,12 @@ class ZipPart:
             raise ValueError(f"claims {max(self.stored, self.size)} bytes")
         data = os.pread(file, self.stored, self.offset + _HEADER.size + name + extra)
         if self.method == zipfile.ZIP_DEFLATED:
-            data = _inflate(data, self.size)
+            try:  # one byte more than promised is enough to notice a zip bomb
+                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, self.size + 1)
+            except zlib.error as error:
+                raise ValueError(f"its compressed data is damaged: {error}") from error
         if len(data) != self.size or zlib.crc32(data) != self.crc:
-            raise ValueError("its bytes are not those that the zip promises (CRC-32)")
+            raise ValueError("its bytes do not match the zip's directory (CRC-32)")
         return data
 
 
@@ -52,70 +60,52 @@ def _descriptor(path: str) -> int:
     return os.open(path, os.O_RDONLY)
 
 
-def _inflate(data: bytes, size: int) -> bytes:
-    try:
-        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
-    except zlib.error as error:
-        raise ValueError(f"its compression is damaged: {error}") from error
-
-
-@dataclass(frozen=True)
-class _ZipParts:
-    archive: str
-    names: list[str]
-    labels: np.ndarray
-    table: np.ndarray  # (N, 5) int64: the first five of _FIELDS
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int, /) -> ZipPart:
-        return ZipPart(
-            self.archive, self.names[index], int(self.labels[index]), *self.table[index].tolist()
-        )
-
-
-def open_zip(path: Path, resolution: int, channels: int, classes: int) -> FileStream:
-    """The image files of a zip, sorted.
-
-    With a dataset.json they are as EDM's tool left them, and must have the size of the params.
-    Else they lie in class folders, have any size, and are cropped and resized.
+def open_zip(path: Path, shape: tuple[int, int, int], classes: int) -> FileStream:
+    """The image files of a zip, sorted; otherwise as `open_folder`.
 
     Raises:
-        ValueError: no whole zip, no images, encrypted or oddly compressed ones, or labels that do
-            not fit.
+        ValueError: a damaged zip, no images, encrypted or unusually compressed ones, or labels
+            that do not fit.
     """
-    names, table, listing = _directory(path)
+    names, table, listing, note = _directory(path)
     if listing is not None:
         labels = listed_labels(listing, names, classes, path.name)
     else:
         row = {name: i for i, name in enumerate(names)}
         names, labels = folder_labels(names, classes, path.name)
         table = table[[row[name] for name in names]]
-    shape = (channels, resolution, resolution)
-    status = path.stat()
-    facts = ([path.name, status.st_size, status.st_mtime_ns], names, labels.tolist(), shape)
-    parts = _ZipParts(str(path), names, labels, table)
-    return FileStream(
-        path.name, shape, classes, fingerprint(*facts), "", parts, fit=listing is None
-    )
+    facts = fingerprint(state_of(path), names, labels.tolist(), shape)
+
+    def part(i: int) -> ZipPart:
+        return ZipPart(str(path), names[i], int(labels[i]), *table[i].tolist())
+
+    fit = listing is None
+    return FileStream(path.name, shape, labels, classes, facts, note, part, fit)
 
 
-def _directory(path: Path) -> tuple[list[str], np.ndarray, bytes | None]:
-    """Names and places of the images, and dataset.json."""
+def _directory(path: Path) -> tuple[list[str], np.ndarray, bytes | None, str]:
+    """Names of the images, the first five _FIELDS of each, dataset.json, and a note."""
     try:
         with zipfile.ZipFile(path) as archive:
+            link = next(filter(_is_link, archive.infolist()), None)
+            note = other_pictures(archive.namelist())
             infos = sorted(
                 (info for info in archive.infolist() if is_image(info.filename)),
                 key=lambda info: info.filename,
             )
-            listing = next((n for n in archive.namelist() if n == "dataset.json"), None)
-            text = None if listing is None else archive.read(listing)
+            has_listing = "dataset.json" in archive.namelist()
+            listing = archive.read("dataset.json") if has_listing else None
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
         raise ValueError(
-            f"need a whole zip, got {path}: {error} (params.yaml: data.source)"
+            f"need an intact zip, got {path}: {error} (params.yaml: data.source)"
         ) from error
+    if link is not None:
+        raise ValueError(
+            f"need files in the zip {path}, got the link {link.filename!r}; zip without -y "
+            "(params.yaml: data.source)"
+        )
     names = [info.filename for info in infos]
+    # 48 bytes per image in an array; zipfile's objects take ten times as much.
     table = np.array([[getattr(i, f) for f in _FIELDS] for i in infos], np.int64).reshape(-1, 6)
     odd = ~np.isin(table[:, 4], (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)) | (table[:, 5] & 1 == 1)
     if odd.any() or not names or len(set(names)) < len(names):
@@ -124,4 +114,9 @@ def _directory(path: Path) -> tuple[list[str], np.ndarray, bytes | None]:
             f"need PNG, JPEG or WebP images, stored or deflated, in {path}, got {got} "
             "(params.yaml: data.source)"
         )
-    return names, table[:, :5], text
+    return names, table[:, :5], listing, note
+
+
+def _is_link(info: zipfile.ZipInfo) -> bool:
+    """Whether a member is a symbolic link, which may stand for a folder of images."""
+    return info.create_system == 3 and stat.S_ISLNK(info.external_attr >> 16)  # 3: Unix

@@ -1,14 +1,14 @@
-"""Image files in a folder: EDM's, with dataset.json, or one folder a class."""
+"""Image files in a folder: with EDM's dataset.json, or in one subfolder per class."""
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from fewstep.data.decode import MAX_BYTES
-from fewstep.data.labels import folder_labels, is_image, listed_labels
+from fewstep.data.labels import folder_labels, is_image, listed_labels, other_pictures
 from fewstep.data.stream import FileStream, fingerprint
+from fewstep.data.tree import Tree, survey
 
 
 @dataclass(frozen=True)
@@ -18,55 +18,68 @@ class FilePart:
     label: int
 
     def read(self) -> bytes:
-        with open(os.path.join(self.root, self.where), "rb") as file:
+        with open(os.path.join(self.root, self.where), "rb", opener=_open) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError("is not a regular file")
             return file.read(MAX_BYTES)
 
 
-@dataclass(frozen=True)
-class _FolderParts:
-    root: str
-    names: list[str]
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int, /) -> FilePart:
-        return FilePart(self.root, self.names[index], int(self.labels[index]))
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a named pipe would wait for a writer, for ever
 
 
-def open_folder(path: Path, resolution: int, channels: int, classes: int) -> FileStream:
-    """Image files anywhere below `path`, sorted.
+def open_folder(path: Path, shape: tuple[int, int, int], classes: int) -> FileStream:
+    """Image files anywhere below `path`, sorted; links are followed, hidden folders left out.
 
-    With a dataset.json they are as EDM's tool left them, and must have the size of the params.
-    Else they lie in class folders, have any size, and are cropped and resized.
+    With a dataset.json they are what EDM's tool wrote, and must have the size of the params.
+    Without one they are in class folders, have any size, and are cropped and resized.
 
     Raises:
-        ValueError: no images, or labels that do not fit.
+        ValueError: no images, labels that do not fit, or links to folders that are not there.
     """
-    stats = dict(sorted(_walk(path)))
-    names, json_file = list(stats), path / "dataset.json"
-    if prepared := json_file.is_file():
-        labels = listed_labels(json_file.read_bytes(), names, classes, str(path))
+    tree = survey(path)
+    _check_links(path, tree)
+    names, listing = [name for name in tree.files if is_image(name)], path / "dataset.json"
+    if not names:
+        raise ValueError(
+            f"need PNG, JPEG or WebP images below {path}, got none (params.yaml: data.source)"
+        )
+    if prepared := listing.is_file():
+        labels = listed_labels(listing.read_bytes(), names, classes, str(path))
     else:
         names, labels = folder_labels(names, classes, str(path))
-    shape = (channels, resolution, resolution)
-    facts = fingerprint(([name, *stats[name]] for name in names), labels.tolist(), shape)
-    parts = _FolderParts(str(path), names, labels)
-    return FileStream(path.name, shape, classes, facts, "", parts, fit=not prepared)
+    # Sizes and times, because hashing the content would take as long as the build.
+    facts = fingerprint(([name, *tree.files[name]] for name in names), labels.tolist(), shape)
+    note = _note(tree)
+
+    def part(i: int) -> FilePart:
+        return FilePart(str(path), names[i], int(labels[i]))
+
+    return FileStream(path.name, shape, labels, classes, facts, note, part, fit=not prepared)
 
 
-def _walk(root: Path) -> list[tuple[str, tuple[int, int]]]:
-    """Size and time of change of each image below `root`, by its path with `/`."""
-    found = []
-    for folder, _, files in os.walk(root):
-        inside = os.path.relpath(folder, root).replace(os.sep, "/")
-        prefix = "" if inside == "." else f"{inside}/"
-        for name in filter(is_image, (prefix + file for file in files)):
-            status = os.stat(os.path.join(root, name))
-            found.append((name, (status.st_size, status.st_mtime_ns)))
-    if not found:
-        raise ValueError(
-            f"need PNG, JPEG or WebP images below {root}, got none (params.yaml: data.source)"
+def _check_links(path: Path, tree: Tree) -> None:
+    """Refuse links to nowhere that may stand for folders of images; on_error is for images."""
+    for name, facts in tree.files.items():
+        link = path / name
+        if facts == (0, 0) and not is_image(name) and link.is_symlink() and not link.exists():
+            raise ValueError(
+                f"need links that lead somewhere, got {name!r} -> {str(link.readlink())!r} in "
+                f"{path} (params.yaml: data.source)"
+            )
+
+
+def _note(tree: Tree) -> str:
+    """What readers of the manifest should know of the folder."""
+    told = [other_pictures(tree.files)]
+    if tree.links:
+        told.append(
+            f"folders that are links: {len(tree.links)}, first {tree.links[0]!r}; DVC does not see "
+            "edits behind them: after one, run dvc repro -f build-lmdb"
         )
-    return found
+    if tree.loops:
+        told.append(
+            f"links to a folder around them, not followed: {len(tree.loops)}, first "
+            f"{tree.loops[0]!r}"
+        )
+    return "; ".join(filter(None, told))

@@ -1,7 +1,7 @@
 """Downsampled ImageNet (Chrabaszcz et al. 2017): train_data_batch_*.npz of flat uint8 images.
 
-Its images were made by box filtering, those of EDM by a centre crop and Lanczos: another
-distribution than the one that EDM's teachers and FID references know.
+Its images were made with a box filter, EDM's with a centre crop and Lanczos. So it is not the
+distribution that EDM's teachers were trained on and the FID references describe.
 """
 
 import re
@@ -17,28 +17,26 @@ import numpy as np
 from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 
 from fewstep.data.decode import Decoded
-from fewstep.data.lmdb import check_labels
-from fewstep.data.stream import Stream, fingerprint
+from fewstep.data.labelled import check_labels
+from fewstep.data.stream import Stream, fingerprint, state_of
 
-MAPPING = "map_clsloc.txt"  # of the data set's authors: synset, label, name, a line each
+MAPPING = "map_clsloc.txt"  # by the data set's authors: synset, label and name on each line
+_NAMED = re.compile(r"train_data_batch_[0-9]{1,4}\.npz")
+_BATCHES = 10  # of the whole data set, 1,281,167 images
 _ROWS = 256  # images read at a time
 _DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, ValueError)
-_BOX = "images made by box filtering, not by EDM's centre crop and Lanczos"
+_BOX = "images made with a box filter, not with EDM's centre crop and Lanczos"
 
 
 @dataclass(frozen=True)
 class BatchStream(Stream):
-    """The rows of the batches, one after the other; labels (N,) are known beforehand."""
+    """The rows of the batch files, one file after the other."""
 
     files: list[Path]
     counts: list[int]
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def read(self, start: int, workers: int) -> Iterator[Decoded]:
-        """The images from `start` on. There is nothing to decode: other processes cannot help."""
+        """The images from `start` on. Nothing is decoded, so other processes would not help."""
         first = 0
         for file, count in zip(self.files, self.counts, strict=True):
             rows = _rows(file, count, max(start - first, 0), self.shape)
@@ -48,37 +46,55 @@ class BatchStream(Stream):
 
 
 def batches(path: Path) -> list[Path]:
-    """The train_data_batch_*.npz that `path` names or holds, by number; [] if none."""
+    """The train_data_batch_*.npz that `path` is or holds, by number; [] if none."""
     files = [path] if path.is_file() else path.glob("train_data_batch_*.npz")
-    named = [(re.fullmatch(r"train_data_batch_([0-9]+)\.npz", file.name), file) for file in files]
-    return [file for _, file in sorted((int(match[1]), file) for match, file in named if match)]
+    return sorted((file for file in files if _NAMED.fullmatch(file.name)), key=_number)
 
 
-def open_batches(path: Path, resolution: int, channels: int, classes: int) -> BatchStream:
+def _number(file: Path) -> int:
+    return int(file.stem.rpartition("_")[2])
+
+
+def _check_numbers(path: Path, files: list[Path]) -> str:
+    """Refuse a folder that lacks a batch between others; a note if the last ones are not there."""
+    numbers = [_number(file) for file in files]
+    missing = sorted(set(range(1, numbers[-1])) - set(numbers))
+    if missing or len(set(numbers)) < len(numbers):
+        names = ", ".join(f"train_data_batch_{n}.npz" for n in missing)
+        got = f"no {names}" if missing else f"two of the same number among {len(files)} files"
+        raise ValueError(
+            f"need train_data_batch_1.npz to train_data_batch_{numbers[-1]}.npz in {path}, got "
+            f"{got} (params.yaml: data.source)"
+        )
+    return "" if len(files) >= _BATCHES else f"{len(files)} of the data set's {_BATCHES} batches"
+
+
+def open_batches(path: Path, shape: tuple[int, int, int], classes: int) -> BatchStream:
     """The batches of downsampled ImageNet in a folder, or one of them.
 
-    Labels 1, 2, ... count in the data set's own order. With `map_clsloc.txt` beside the batches
-    they become the standard ones, by synset in alphabetical order; else they count from 0 in the
-    order that they have, which the note says.
+    The files' labels 1, 2, ... follow the data set's own order of classes. If `map_clsloc.txt` is
+    beside them, they become the standard labels, by synset in alphabetical order. Otherwise they
+    keep their order, counted from 0, and the note says so.
 
     Raises:
-        ValueError: damaged files, other shapes, or labels that do not fit.
+        ValueError: damaged files, other shapes, labels that do not fit, or a batch that is missing
+            between others.
     """
-    files = batches(path)
-    shape = (channels, resolution, resolution)
+    files, size = batches(path), int(np.prod(shape))
+    share = _check_numbers(path, files) if path.is_dir() else ""
     found = [_labels(file) for file in files]
     for file, labels in zip(files, found, strict=True):
         with _member(file, "data.npy") as (_, have):
-            if have != (len(labels), int(np.prod(shape))):
+            if have != (len(labels), size):
                 raise ValueError(
-                    f"need data ({len(labels)}, {np.prod(shape)}) in {file}, got {have} "
+                    f"need data ({len(labels)}, {size}) in {file}, got {have} "
                     "(params.yaml: data.resolution, data.channels)"
                 )
     labels, note = _standard(np.concatenate(found) - 1, files[0].with_name(MAPPING), classes)
-    status = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
-    facts = fingerprint(status, shape, labels.tolist())
+    note = "; ".join(filter(None, (note, share)))
+    facts = fingerprint(map(state_of, files), shape, labels.tolist())
     counts = [len(batch) for batch in found]
-    return BatchStream(path.name, shape, classes, facts, note, files, counts, labels)
+    return BatchStream(path.name, shape, labels, classes, facts, note, files, counts)
 
 
 def _labels(file: Path) -> np.ndarray:
@@ -93,15 +109,16 @@ def _labels(file: Path) -> np.ndarray:
 
 
 def _rows(file: Path, count: int, start: int, shape: tuple[int, int, int]) -> Iterator[np.ndarray]:
-    """The images of a batch from `start` on, without holding the batch in memory."""
+    """The images of a batch from `start` on, without the batch (1.6 GB at 64x64) in memory."""
     size = int(np.prod(shape))
     with _member(file, "data.npy") as (data, _):
         try:
+            # In a compressed file, seek decompresses everything before: seconds, once per resume.
             data.seek(data.tell() + start * size)
             for first in range(start, count, _ROWS):
                 need = min(_ROWS, count - first) * size
                 if len(raw := data.read(need)) != need:
-                    raise EOFError(f"{len(raw)} bytes where {need} should be")
+                    raise EOFError(f"{len(raw)} bytes instead of {need}")
                 yield from np.frombuffer(raw, np.uint8).reshape(-1, *shape)
         except _DAMAGE as error:
             raise _damaged(file, error) from error
@@ -109,7 +126,7 @@ def _rows(file: Path, count: int, start: int, shape: tuple[int, int, int]) -> It
 
 @contextmanager
 def _member(file: Path, name: str) -> Generator[tuple[IO[bytes], tuple[int, ...]]]:
-    """A member of a .npz behind its header, and the shape of the uint8 array in it."""
+    """A member of an .npz, positioned after its header, and the shape of its uint8 array."""
     with zipfile.ZipFile(file) as archive, archive.open(name) as data:
         try:
             read = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}
@@ -122,9 +139,9 @@ def _member(file: Path, name: str) -> Generator[tuple[IO[bytes], tuple[int, ...]
 
 
 def _standard(labels: np.ndarray, mapping: Path, classes: int) -> tuple[np.ndarray, str]:
-    """Labels in the standard order, if there is a mapping; and what the manifest says of them."""
+    """Labels in the standard order if there is a mapping, and the manifest's note on them."""
+    check_labels(labels, classes, mapping.parent)
     if not mapping.is_file():
-        check_labels(labels, classes, mapping.parent)
         order = f"labels in the data set's own order, as there is no {MAPPING}"
         return labels, f"{_BOX}; {order}: class k is not class k of EDM's teachers"
     lines = [line.split() for line in mapping.read_text().splitlines() if line.strip()]
@@ -135,7 +152,6 @@ def _standard(labels: np.ndarray, mapping: Path, classes: int) -> tuple[np.ndarr
             f"need {classes} synsets with labels 1 to {classes} in {mapping}, got {len(lines)} "
             "lines (params.yaml: data.classes)"
         )
-    check_labels(labels, classes, mapping.parent)
     return np.array([standard[synsets[i]] for i in range(classes)])[labels], _BOX
 
 

@@ -1,27 +1,44 @@
-"""Which class an image file belongs to: by `dataset.json`, or by the folder that it lies in."""
+"""The class of an image file: from `dataset.json`, or from the folder that contains it."""
 
 import json
-from pathlib import PurePosixPath
+import os
+from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
 
 from fewstep.data.decode import FORMATS
-from fewstep.data.lmdb import check_labels
+from fewstep.data.labelled import check_labels
+from fewstep.data.tree import is_hidden
+
+_UNREAD = set(
+    ".apng .avif .bmp .dng .gif .heic .heif .jfif .jp2 .jxl .pgm .pnm .ppm .tga .tif .tiff".split()
+)
+_LISTED = 12  # class folders that a message names
 
 
 def is_image(name: str) -> bool:
-    """Whether a path with `/` names an image; the hidden files of macOS look like images too."""
-    path = PurePosixPath(name)
-    hidden = path.name.startswith(".") or path.parts[:1] == ("__MACOSX",)
-    return path.suffix.lower() in FORMATS and not hidden
+    """Whether a path with `/` names an image that is not hidden nor in a hidden folder."""
+    return _suffix(name) in FORMATS and not any(map(is_hidden, name.split("/")))
+
+
+def other_pictures(names: Iterable[str]) -> str:
+    """A note on pictures of formats that are not read; "" if there are none."""
+    suffixes = Counter(_suffix(name) for name in names if not any(map(is_hidden, name.split("/"))))
+    left = [f"{suffixes[s]} {s}" for s in sorted(suffixes) if s in _UNREAD]
+    return f"left out, as no PNG, JPEG or WebP: {', '.join(left)}" if left else ""
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()  # pathlib takes seconds for a million names
 
 
 def listed_labels(text: bytes, names: list[str], classes: int, where: str) -> np.ndarray:
-    """Labels (N,) of the images `names` by EDM's dataset.json: {"labels": [[name, label], ...]}.
+    """Labels (N,) of the images `names` in EDM's dataset.json: {"labels": [[name, label], ...]}.
 
     Raises:
-        ValueError: not such a file, an image without a label, a label without an image, or one
-            outside [0, classes).
+        ValueError: another kind of file, an image without a label, a label without an image, or a
+            label outside [0, classes).
     """
     try:
         pairs = json.loads(text)["labels"]
@@ -31,7 +48,7 @@ def listed_labels(text: bytes, names: list[str], classes: int, where: str) -> np
             f'need {{"labels": [[name, label], ...]}} in dataset.json of {where}, got {error!r} '
             "(params.yaml: data.source)"
         ) from error
-    if pairs is None and classes == 1:
+    if pairs is None and classes == 1:  # EDM's tool writes null for data without labels
         return np.zeros(len(names), np.int64)
     bare = [name for name in names if name not in known]
     gone = sorted(known.keys() - set(names))
@@ -47,15 +64,17 @@ def listed_labels(text: bytes, names: list[str], classes: int, where: str) -> np
 
 
 def folder_labels(names: list[str], classes: int, where: str) -> tuple[list[str], np.ndarray]:
-    """The images of a tree of class folders, sorted, and their labels (N,).
+    """The images in a tree of class folders, sorted, and their labels (N,).
 
-    The class of `n01440764/a.png` is its first folder; where there is a folder `train`, the one
-    below it, and images outside of `train` are left out. Classes count in alphabetical order.
+    The class of `n01440764/a.png` is its first folder. If there is a folder `train`, the class is
+    the folder below it, and images outside `train` are left out. Classes are numbered in
+    alphabetical order.
 
     Raises:
         ValueError: images without a class folder, or another number of class folders.
     """
     split = [name.split("/") for name in names]
+    # [:-2], because below `train` there must be a class folder and a file
     if any("train" in parts[:-2] for parts in split):
         split = [parts for parts in split if "train" in parts[:-2]]
         found = [parts[len(parts) - parts[::-1].index("train")] for parts in split]
@@ -71,8 +90,16 @@ def folder_labels(names: list[str], classes: int, where: str) -> tuple[list[str]
         )
     if len(number) != classes:
         raise ValueError(
-            f"need {classes} class folders, got {len(number)} in {where} "
+            f"need {classes} class folders, got {len(number)} in {where}: {_listed(found)} "
             "(params.yaml: data.classes)"
         )
     labels = np.array([number[found[i]] for i in order], np.int64)
     return ["/".join(split[i]) for i in order], labels
+
+
+def _listed(found: list[str]) -> str:
+    """The class folders, each with its number of images, as a terminal can show them."""
+    counts = sorted(Counter(found).items())
+    shown = ", ".join(f"{name[:40]!r} ({count})" for name, count in counts[:_LISTED])
+    more = len(counts) - _LISTED
+    return f"{shown} and {more} more" if more > 0 else shown

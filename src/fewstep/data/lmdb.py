@@ -1,4 +1,4 @@
-"""Images in one LMDB, in the key layout of the public DMD2 LMDBs.
+"""Images in one LMDB, with the keys of the public DMD2 LMDBs.
 
 images_{i}_data    raw uint8 CHW bytes
 labels_{i}_data    int64, little-endian
@@ -13,65 +13,34 @@ import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakValueDictionary
 
 import lmdb
 import numpy as np
 
+from fewstep.data.labelled import Source, check_labels, check_shape
+from fewstep.data.pages import check_pages
 from fewstep.files import atomic_path
 from fewstep.progress import progress
-
-if TYPE_CHECKING:
-    from fewstep.data.sources import Source
 
 METADATA = b"fewstep_metadata"
 _COMMIT = 64 << 20  # bytes between commits while building: bounds the memory of dirty pages
 
 
-def check_shape(
-    shape: Sequence[int], resolution: int, channels: int, path: str | os.PathLike[str]
-) -> None:
-    """Refuse images that are not (channels, resolution, resolution).
+def build_lmdb(source: Source, path: str | os.PathLike[str], *, silent: bool = False) -> dict:
+    """Write `source` into one LMDB file, atomically, with the same bytes on every build.
 
-    Raises:
-        ValueError: another shape; the message names the key to edit.
-    """
-    if tuple(shape) == (channels, resolution, resolution):
-        return
-    key = "data.channels" if shape[0] != channels else "data.resolution"
-    need, got = f"{channels}x{resolution}x{resolution}", "x".join(map(str, shape))
-    raise ValueError(f"need images of {need} (CxHxW), got {got} in {path} (params.yaml: {key})")
-
-
-def check_labels(labels: np.ndarray, classes: int, path: str | os.PathLike[str]) -> None:
-    """Refuse labels (N,) outside [0, classes).
-
-    Raises:
-        ValueError: such a label; the message names the first one and its index.
-    """
-    outside = (labels < 0) | (labels >= classes)
-    if outside.any():
-        first = int(outside.argmax())
-        raise ValueError(
-            f"need labels in [0, {classes}), got {labels[first]} at index {first} in {path} "
-            "(params.yaml: data.classes)"
-        )
-
-
-def build_lmdb(source: "Source", path: str | os.PathLike[str], *, silent: bool = False) -> dict:
-    """Write `source` into one LMDB file: whole or not at all, the same bytes on every build.
-
-    The keys go in sorted, so that LMDB appends and fills its pages. Bytes depend on the memory
-    page size of the machine (4 KiB, or 16 KiB on Apple Silicon); `content_sha256` does not.
+    Keys are written in sorted order, so LMDB appends and fills its pages. The bytes depend on the
+    machine's memory page size (4 KiB, or 16 KiB on Apple Silicon); `content_sha256` does not.
 
     Args:
-        source: labelled images, read once each, in the order of their keys.
-        path: the file to write; one that exists is replaced.
-        silent: no progress.
+        source: labelled images; each is read once, in the order of their keys.
+        path: the file to write; an existing one is replaced.
+        silent: show no progress.
 
     Returns:
-        The metadata that the file carries.
+        The metadata stored in the file.
 
     Raises:
         ValueError: the source has no images, an image of another shape or type, or a label
@@ -94,55 +63,66 @@ def build_lmdb(source: "Source", path: str | os.PathLike[str], *, silent: bool =
     with atomic_path(path) as temporary, _Writer(temporary, _map_size(count, shape)) as writer:
         for i in progress(order, "build-lmdb", "images", silent=silent):
             image, labels[i] = source[i]
-            _check_image(image, shape, i, source.name)
+            if image.dtype != np.uint8 or image.shape != shape:
+                raise ValueError(
+                    f"need uint8 images of {shape}, got {image.dtype} {image.shape} at index {i} "
+                    f"in {source.name} (params.yaml: data.source)"
+                )
             raw = image.tobytes()
             digests[i] = _digest(raw, int(labels[i]))
-            writer.append(_image_key(i), raw)
+            writer.put(_image_key(i), raw)
         check_labels(labels, source.classes, source.name)
-        writer.append(b"images_shape", " ".join(map(str, (count, *shape))).encode())
+        # the sorted order: images_<digit>..., images_shape, labels_<digit>..., labels_shape
+        writer.put(b"images_shape", " ".join(map(str, (count, *shape))).encode())
         for i in order:
-            writer.append(_label_key(i), int(labels[i]).to_bytes(8, "little", signed=True))
-        writer.append(b"labels_shape", str(count).encode())
+            writer.put(_label_key(i), int(labels[i]).to_bytes(8, "little", signed=True))
+        writer.put(b"labels_shape", str(count).encode())
         metadata["content_sha256"] = _content_sha256(digests, shape)
-        # The one key that sorts first, known last: it holds the hash of all others.
-        writer.put(METADATA, json.dumps(metadata).encode())
+        # It sorts before all other keys but holds their hash, so it cannot be appended.
+        writer.put(METADATA, json.dumps(metadata).encode(), append=False)
     return metadata
 
 
 class ImageDataset:
     """A readable LMDB of images, ours or a public one (a file, or a folder with data.mdb).
 
-    Checked on opening: the file is whole, in this layout, and its first and last images are as
-    long as `images_shape` says. Can be pickled, and used after a fork.
+    Opening it checks that the file is complete, that LMDB can follow all its pages, that it is in
+    this layout, and that its first and last images are as long as `images_shape` says. It reads no
+    other pixels: `verify` does, and so `fewstep preflight`. It can be pickled, and used after a
+    fork.
 
     Args:
         path: the LMDB.
-        classes: the class count of an LMDB that does not say it (a public one); None takes the
-            largest label + 1. Ours know it, and this is ignored.
+        classes: the number of classes in a public LMDB, which does not record it; None takes the
+            largest label + 1. Ours record it, and ignore this argument.
 
     Raises:
-        ValueError: missing, truncated, mislabelled, foreign, or no LMDB.
+        ValueError: missing, truncated, mislabelled, in another layout, or not an LMDB.
     """
 
     def __init__(self, path: str | os.PathLike[str], classes: int | None = None) -> None:
         self.path = Path(path)
+        self.name = self.path.name
         self._env: lmdb.Environment | None = None
         with self._begin() as txn:
             self._count, self.shape = self._read_shape(txn)
             self.metadata: dict[str, Any] | None = self._read_metadata(txn)
-        for i in (0, self._count - 1):
-            self.read([i])
+        self.read([0, self._count - 1])
         known = self.metadata["classes"] if self.metadata else classes
         self.classes: int = int(self.labels().max()) + 1 if known is None else known
 
     def __len__(self) -> int:
         return self._count
 
+    def __getitem__(self, index: int, /) -> tuple[np.ndarray, int]:
+        images, labels = self.read([index])
+        return images[0], int(labels[0])
+
     def read(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The images, uint8 (B, C, H, W), and labels, int64 (B,), at `indices`, in their order.
+        """Images, uint8 (B, C, H, W), and labels, int64 (B,), at `indices`, in that order.
 
         Raises:
-            ValueError: an entry is missing or has another length than images_shape says.
+            ValueError: an entry is missing, or its length contradicts images_shape.
         """
         images = np.empty((len(indices), int(np.prod(self.shape))), np.uint8)
         labels = np.empty(len(indices), np.int64)
@@ -159,14 +139,14 @@ class ImageDataset:
             return np.fromiter((row[0] for row in rows), np.int64, len(self))
 
     def content_sha256(self) -> str:
-        """sha256 of images and labels, whatever the layout of the file; see `_content_sha256`.
+        """sha256 of images and labels, independent of the file's layout; see `_content_sha256`.
 
-        Ours carry it; a public LMDB is read through once (minutes for ImageNet).
+        Ours record it; a public LMDB has to be read in full (minutes for ImageNet).
         """
         return self.metadata["content_sha256"] if self.metadata else self._hash()
 
     def verify(self) -> None:
-        """Read every image and compare with the sha256 that the metadata carry.
+        """Read every image and compare with the sha256 in the metadata.
 
         Raises:
             ValueError: the content differs, or there are no metadata.
@@ -176,18 +156,14 @@ class ImageDataset:
             raise ValueError(f"need content with sha256 {expected}, got {got} in {self.path}")
 
     def check(self, resolution: int, channels: int, classes: int) -> None:
-        """Compare with the params.
-
-        Raises:
-            ValueError: other resolution, channels or classes, or a label outside [0, classes).
-        """
-        check_shape(self.shape, resolution, channels, self.path)
+        """Refuse another resolution or number of channels or classes than the params'."""
+        check_shape(self.shape, (channels, resolution, resolution), self.path)
         if self.metadata and self.classes != classes:
             raise ValueError(
                 f"need {classes} classes, got {self.classes} in {self.path} "
                 "(params.yaml: data.classes)"
             )
-        if not self.metadata:  # ours were checked when built
+        if not self.metadata:  # ours were checked when they were built
             check_labels(self.labels(), classes, self.path)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -216,7 +192,7 @@ class ImageDataset:
             raise _no_images(count, self.path)
         if labels not in ((count,), (count, 1)):
             raise ValueError(
-                f"need labels_shape {count}, one label an image, got "
+                f"need labels_shape {count}, one label per image, got "
                 f"{' '.join(map(str, labels))} in {self.path} (params.yaml: data.source)"
             )
         entries = txn.stat()["entries"]
@@ -234,7 +210,7 @@ class ImageDataset:
         try:
             metadata = json.loads(bytes(value))
             stated = (metadata["images"], tuple(metadata["shape"]))
-            _ = metadata["classes"] + 0, metadata["content_sha256"] + ""
+            _ = metadata["classes"] + 0, metadata["content_sha256"] + ""  # TypeError if neither
         except (ValueError, KeyError, TypeError):
             raise _foreign(self.path, f"fewstep_metadata {bytes(value)[:80]!r}") from None
         if stated != (self._count, self.shape):
@@ -249,8 +225,8 @@ class ImageDataset:
             return txn.get(key)
         except lmdb.Error as error:
             raise ValueError(
-                f"need a sound LMDB, got {error} at {key.decode()} in {self.path}; build it again "
-                "(params.yaml: data.source)"
+                f"need an intact LMDB, got {error} at {key.decode()} in {self.path}; build it "
+                "again (params.yaml: data.source)"
             ) from error
 
     def _value(self, txn: lmdb.Transaction, key: bytes, dtype: type, size: int) -> np.ndarray:
@@ -266,9 +242,9 @@ class ImageDataset:
 
     def _hash(self) -> str:
         digests = np.empty((len(self), 32), np.uint8)
-        for i in progress(range(len(self)), f"hash {self.path.name}", "images"):
-            images, labels = self.read([i])
-            digests[i] = _digest(images.tobytes(), int(labels[0]))
+        for i in progress(range(len(self)), f"hash {self.name}", "images"):
+            image, label = self[i]
+            digests[i] = _digest(image.tobytes(), label)
         return _content_sha256(digests, self.shape)
 
 
@@ -277,17 +253,15 @@ class _Writer:
 
     def __init__(self, path: Path, map_size: int) -> None:
         # meminit stays on: without it, stale memory would leak into the bytes of the file.
+        # sync is off: one fsync at the end, in atomic_path, replaces one per commit.
         self._env = lmdb.open(
             str(path), subdir=False, lock=False, sync=False, map_size=map_size, readahead=False
         )
         self._txn = self._env.begin(write=True)
         self._pending, self._path, self._map_size = 0, path, map_size
 
-    def append(self, key: bytes, value: bytes) -> None:
-        """Add a key that sorts behind all others."""
-        self.put(key, value, append=True)
-
-    def put(self, key: bytes, value: bytes, *, append: bool = False) -> None:
+    def put(self, key: bytes, value: bytes, *, append: bool = True) -> None:
+        """Add a key; with `append`, one that sorts after all others."""
         try:
             added = self._txn.put(key, value, overwrite=False, append=append)
         except lmdb.MapFullError as error:
@@ -295,7 +269,7 @@ class _Writer:
                 f"need images that fit into {self._map_size} bytes, got more at {key.decode()} "
                 f"while building {self._path.name} (params.yaml: data.source)"
             ) from error
-        assert added, f"{key!r} does not sort behind the keys before it"
+        assert added, f"{key!r} does not sort after the keys before it"
         self._pending += len(value)
         if self._pending >= _COMMIT:
             self._pending = 0
@@ -329,35 +303,27 @@ def _digest(raw: bytes, label: int) -> np.ndarray:
 
 
 def _content_sha256(digests: np.ndarray, shape: Sequence[int]) -> str:
-    """sha256 of "N C H W\\n" and, image by image, sha256(label as int64 LE + CHW bytes).
+    """sha256 of "N C H W\\n" followed by each image's sha256(label as int64 LE + CHW bytes).
 
-    A hash of hashes, so that images can be read in any order.
+    A hash of hashes, because images are written in the order of their keys (0, 1, 10, 100, ...).
     """
     header = " ".join(map(str, (len(digests), *shape))) + "\n"
     return hashlib.sha256(header.encode() + digests.tobytes()).hexdigest()
 
 
 def _map_size(count: int, shape: Sequence[int]) -> int:
-    """An upper bound on the file's size. Address space only: the file takes what it needs."""
+    """An upper bound on the file's size. It only reserves address space, not disk or memory."""
     pages = -(-int(np.prod(shape)) // mmap.PAGESIZE) + 2
     return (count + 64) * pages * mmap.PAGESIZE
 
 
-def _check_image(image: np.ndarray, shape: tuple[int, ...], index: int, name: str) -> None:
-    if image.dtype != np.uint8 or image.shape != shape:
-        raise ValueError(
-            f"need uint8 images of {shape}, got {image.dtype} {image.shape} at index {index} "
-            f"in {name} (params.yaml: data.source)"
-        )
-
-
-# One environment a file: LMDB forbids a second in one process, and in its forked children. Sharing
-# it, even with children, is safe because nothing locks: readers only look at a read-only mapping.
+# One environment per file: LMDB forbids a second one in a process and its forked children. Sharing
+# is safe, even across a fork, because nothing locks: readers only look at a read-only mapping.
 _open_environments: WeakValueDictionary[tuple[int, int], lmdb.Environment] = WeakValueDictionary()
 
 
 def _open(path: Path) -> lmdb.Environment:
-    """Open an LMDB file, or a folder with data.mdb, for reading, after checks that it is whole."""
+    """Open an LMDB file, or a folder with data.mdb, for reading, if it is complete."""
     file = path / "data.mdb" if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"need an LMDB, got nothing at {file} (params.yaml: data.source)")
@@ -365,29 +331,15 @@ def _open(path: Path) -> lmdb.Environment:
     key = (status.st_dev, status.st_ino)
     if (env := _open_environments.get(key)) is not None:
         return env
+    check_pages(file)
     try:
-        env = lmdb.open(
-            str(file),
-            subdir=False,
-            readonly=True,
-            lock=False,
-            readahead=False,
-            meminit=False,
-            create=False,
-        )
+        # Training reads in random order, so reading ahead would fetch pages that nobody wants.
+        env = lmdb.open(str(file), subdir=False, readonly=True, lock=False, readahead=False)
     except lmdb.Error as error:
         raise ValueError(
             f"need an LMDB, got {file} of {status.st_size} bytes: {error}; truncated or another "
             "kind of file (params.yaml: data.source)"
         ) from error
-    # Reading a mapped page behind the end of a cut file kills the process (SIGBUS).
-    need = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-    if status.st_size < need:
-        env.close()
-        raise ValueError(
-            f"need {need} bytes, got {status.st_size} in {file}: truncated; copy or build it again "
-            "(params.yaml: data.source)"
-        )
     _open_environments[key] = env
     return env
 

@@ -1,15 +1,21 @@
 """Images in Hugging Face parquet shards: columns `image` {bytes, path} and `label`."""
 
 import re
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fewstep.data.lmdb import check_labels
-from fewstep.data.stream import FileStream, fingerprint
+from fewstep.data.labelled import check_labels
+from fewstep.data.stream import FileStream, fingerprint, state_of
+
+_COUNTED = re.compile(r"(.*?)([0-9]{1,9})-of-([0-9]{1,9})(?:-[0-9a-f]+)?")
+_NUMBERED = re.compile(r"(.*?)([0-9]{1,9})")
 
 
 @dataclass(frozen=True)
@@ -26,71 +32,95 @@ class ParquetPart:
     def read(self) -> bytes:
         data = _images(self.file, self.group)[self.row].as_py()
         if data is None:
-            raise ValueError("its image has a path and no bytes")
+            raise ValueError("its image has a path but no bytes")
         return data
 
 
+# One entry is enough: a chunk's rows come in order, and a row group can take 100 MB.
 @lru_cache(maxsize=1)
 def _images(file: str, group: int) -> Any:  # noqa: ANN401
-    """The bytes of a row group's images; neighbours are asked for one after the other."""
+    """The bytes of the images in a row group."""
     table = _pyarrow().ParquetFile(file).read_row_group(group, ["image.bytes"])
     return table.column("image").combine_chunks().field("bytes")
 
 
-@dataclass(frozen=True)
-class _ParquetParts:
-    files: list[str]
-    groups: np.ndarray  # (G, 3) int64: file, row group in it, first image
-    labels: np.ndarray
+def open_parquet(path: Path, shape: tuple[int, int, int], classes: int) -> FileStream:
+    """The rows of one shard, or of the shards in a folder (or its `data`), in order of names.
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int, /) -> ParquetPart:
-        at = int(np.searchsorted(self.groups[:, 2], index, "right")) - 1
-        file, group, first = self.groups[at].tolist()
-        return ParquetPart(self.files[file], int(self.labels[index]), group, index - first)
-
-
-def open_parquet(path: Path, resolution: int, channels: int, classes: int) -> FileStream:
-    """The rows of one shard, or of the shards in a folder (or its `data`), in the order of names.
-
-    Where shards are named `train-...`, the others are left out. Images may have any size and are
-    cropped and resized.
+    If some shards are named `train-...`, the others are left out. Images may have any size and
+    are cropped and resized.
 
     Raises:
-        ValueError: pyarrow is missing, no such shards, other columns, or labels that do not fit.
+        ValueError: pyarrow is missing, a shard is, other columns, or labels that do not fit.
     """
     files = shards(path)
-    groups: list[tuple[int, int, int]] = []
-    labels: list[np.ndarray] = []
-    count = 0
-    for number, file in enumerate(files):
-        sizes, values = _survey(file)
-        for group, size in enumerate(sizes):
-            groups.append((number, group, count))
-            count += size
-        labels.append(values)
-    every = np.concatenate(labels)
-    if not count:
+    if path.is_dir():
+        _check_complete(path, files)
+    surveys = [_survey(file) for file in files]
+    groups = [(n, g) for n, (sizes, _) in enumerate(surveys) for g in range(len(sizes))]
+    ends = np.cumsum([size for sizes, _ in surveys for size in sizes], dtype=np.int64)
+    labels = np.concatenate([values for _, values in surveys])
+    if not len(labels):
         raise ValueError(f"need at least 1 image, got 0 in {path} (params.yaml: data.source)")
-    check_labels(every, classes, path)
-    shape = (channels, resolution, resolution)
-    status = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
-    parts = _ParquetParts([str(f) for f in files], np.array(groups, np.int64), every)
-    return FileStream(path.name, shape, classes, fingerprint(status, shape), "", parts, fit=True)
+    check_labels(labels, classes, path)
+
+    def part(i: int) -> ParquetPart:
+        at = int(np.searchsorted(ends, i, "right"))
+        (file, group), first = groups[at], int(ends[at - 1]) if at else 0
+        return ParquetPart(str(files[file]), int(labels[i]), group, i - first)
+
+    facts = fingerprint(map(state_of, files), shape)
+    return FileStream(path.name, shape, labels, classes, facts, "", part, fit=True)
 
 
 def shards(path: Path) -> list[Path]:
-    """The parquet files that `path` names, [] if none."""
+    """The parquet files that `path` is or holds; [] if none."""
     if path.is_file():
         return [path] if path.suffix == ".parquet" else []
     found = sorted(path.glob("*.parquet")) or sorted((path / "data").glob("*.parquet"))
     return [file for file in found if file.name.startswith("train")] or found
 
 
+def _check_complete(path: Path, files: list[Path]) -> None:
+    """Refuse a folder where a shard is missing, by the numbers in the names of the others.
+
+    `train-00000-of-00004`, a hash may follow, says how many there are; of `0000`, `0001`, ... or
+    `part-1`, `part-2`, ... none may be missing between the others.
+    """
+    counted, numbered = defaultdict[tuple[str, str], list[int]](list), dict[str, list[str]]()
+    for stem in (file.stem for file in files):
+        if match := _COUNTED.fullmatch(stem):
+            counted[match[1], match[3]].append(int(match[2]))
+        elif match := _NUMBERED.fullmatch(stem):
+            numbered.setdefault(match[1], []).append(match[2])
+    for (start, total), numbers in counted.items():
+        first = 1 if int(total) in numbers else 0
+        wanted = range(first, first + int(total))
+        names = (f"{start}{n:0{len(total)}}-of-{total}" for n in wanted if n not in numbers)
+        _refuse_missing(path, names)
+        if len(numbers) > int(total) or sum(other == start for other, _ in counted) > 1:
+            raise ValueError(
+                f"need the shards of one data set in {path}, got two sets of {start}*-of-*.parquet "
+                "(params.yaml: data.source)"
+            )
+    for start, texts in numbered.items():
+        have = {int(text) for text in texts}
+        wanted = range(min(have), max(have)) if min(have) <= 1 else ()
+        width = min(map(len, texts))
+        _refuse_missing(path, (f"{start}{n:0{width}}" for n in wanted if n not in have))
+
+
+def _refuse_missing(path: Path, names: Iterator[str]) -> None:
+    if missing := [f"{name}.parquet" for name in islice(names, 5)]:
+        more = ", ..." if len(missing) == 5 else ""
+        raise ValueError(
+            f"need every shard in {path}, got none named {', '.join(missing)}{more} "
+            "(params.yaml: data.source)"
+        )
+
+
 def _survey(file: Path) -> tuple[list[int], np.ndarray]:
-    """Rows of each row group, and the labels (N,)."""
+    """The number of rows of each row group, and the labels (N,)."""
     try:
         shard = _pyarrow().ParquetFile(file)
         columns = {field.name: str(field.type) for field in shard.schema_arrow}
@@ -103,7 +133,7 @@ def _survey(file: Path) -> tuple[list[int], np.ndarray]:
         metadata = shard.metadata
         sizes = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
         return sizes, label.to_numpy().astype(np.int64)
-    except (ValueError, OSError) as error:  # those of pyarrow are ValueErrors
+    except (ValueError, OSError) as error:  # pyarrow's own errors are ValueErrors
         raise ValueError(
             f"need parquet with columns image (bytes, path) and label (integers), got {file}: "
             f"{error} (params.yaml: data.source)"

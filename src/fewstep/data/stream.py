@@ -1,39 +1,40 @@
-"""Sources that are read from front to back, because their images must be decoded first."""
+"""Sources that are read front to back, because their images have to be decoded first."""
 
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
 
 import numpy as np
 
 from fewstep.data.decode import Decoded, Decoding, Part, decode_chunks
 
-_CHUNK = 128  # images that a process decodes at a time
+_CHUNK = 128  # images a process decodes at a time: amortises the cost of pickling
 
 
 @dataclass(frozen=True)
 class Stream(ABC):
-    """A `Source` in an order that suits its files; `ingest` reads it once, from any image on.
+    """A `Source` in the order of its files; `ingest` reads it once and can start anywhere.
 
     Attributes:
         name: what the LMDB's metadata and the manifest call the source.
         shape: (C, H, W) of every image.
-        classes: every label is in [0, classes).
-        fingerprint: changes when the files do: what an interrupted build compares.
-        note: what whoever reads the manifest should know.
+        labels: class of every image, (N,), in [0, classes).
+        fingerprint: changes when the files do; an interrupted build compares it before resuming.
+        note: a caveat for the readers of the manifest.
     """
 
     name: str
     shape: tuple[int, int, int]
+    labels: np.ndarray
     classes: int
     fingerprint: str
     note: str
 
-    @abstractmethod
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.labels)
 
     @abstractmethod
     def read(self, start: int, workers: int) -> Iterator[Decoded]:
@@ -46,47 +47,47 @@ class Stream(ABC):
         return decoded.image, decoded.label
 
 
-class Parts(Protocol):
-    """The image files of a source, made when asked for: a million of them would fill memory."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Part: ...
-
-
 @dataclass(frozen=True)
 class FileStream(Stream):
-    """Image files: in a folder, a zip, parquet shards. `fit` crops and resizes them."""
+    """Image files in a folder, a zip or parquet shards.
 
-    parts: Parts
+    Attributes:
+        part: where image i is. Called per chunk, because a million parts would fill memory.
+        fit: crop and resize the images; otherwise they must have the right size already.
+    """
+
+    part: Callable[[int], Part]
     fit: bool
 
     def __post_init__(self) -> None:
         if (channels := self.shape[0]) not in (1, 3):
             raise ValueError(f"need 1 or 3 channels, got {channels} (params.yaml: data.channels)")
 
-    def __len__(self) -> int:
-        return len(self.parts)
-
     def read(self, start: int, workers: int) -> Iterator[Decoded]:
         channels, resolution, _ = self.shape
-        return decode_chunks(self._chunks(start), Decoding(channels, resolution, self.fit), workers)
-
-    def _chunks(self, start: int) -> Iterator[list[Part]]:
-        for first in range(start, len(self), _CHUNK):
-            yield [self.parts[i] for i in range(first, min(first + _CHUNK, len(self)))]
+        every = range(start, len(self))
+        chunks = (
+            [self.part(i) for i in every[first : first + _CHUNK]]
+            for first in range(0, len(every), _CHUNK)
+        )
+        return decode_chunks(chunks, Decoding(channels, resolution, self.fit), workers)
 
 
 def unreadable(where: str, reason: str, source: str) -> ValueError:
-    """The error for an image that has none, naming it and the key that would skip it."""
     return ValueError(
-        f"need sound images, got {where} in {source}: {reason}; repair it, or skip "
-        "such images with on_error: skip (params.yaml: data.on_error)"
+        f"need readable images, got {where} in {source}: {reason}; repair it, or skip such images "
+        "with on_error: skip (params.yaml: data.on_error)"
     )
 
 
+def state_of(file: Path) -> list[str | int]:
+    """Name, size and modification time: hashing the content would take as long as the build."""
+    status = file.stat()
+    return [file.name, status.st_size, status.st_mtime_ns]
+
+
 def fingerprint(*facts: Iterable[object]) -> str:
-    """sha256 of lists of names, sizes, times."""
+    """sha256 of sequences of names, sizes and times."""
     sha = hashlib.sha256()
     for fact in facts:
         for item in fact:

@@ -1,4 +1,4 @@
-"""What network a state dict is of, read off its names and shapes; whether params.yaml says so."""
+"""The network that a state dict belongs to, from its names and shapes; does it fit params.yaml?"""
 
 import re
 from collections.abc import Mapping
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from fewstep.params import Params
 
+# at most 6 digits, because int() takes quadratic time
 _STAGE = re.compile(r"model\.enc\.([0-9]{1,6})x\1_(?:conv|down|block([0-9]{1,6}))\.")
-_KEYS = {  # EDM's names of the arguments, and the keys of params.yaml
+_KEYS = {  # EDM's names of the arguments to keys of params.yaml
     "model_type": "network.type",
     "model_channels": "network.model_channels",
     "channel_mult": "network.channel_mult",
@@ -32,11 +33,11 @@ def architecture(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
     Returns:
         model_type, model_channels, channel_mult, num_blocks, attn_resolutions (finest first),
-        img_resolution, img_channels, label_dim. What leaves no trace in weights (sigma_data,
-        dropout) is not there.
+        img_resolution, img_channels, label_dim. Not sigma_data and dropout, which leave no trace
+        in the weights.
 
     Raises:
-        ValueError: the weights are of another network.
+        ValueError: the weights belong to another kind of network.
     """
     stages = [match.groups() for name in weights if (match := _STAGE.match(name))]
     levels = sorted({int(resolution) for resolution, _ in stages}, reverse=True)
@@ -66,11 +67,11 @@ def check_architecture(about: Mapping[str, Any], params: Params, origin: str | P
     """Compare the network of a file with the one that params.yaml describes.
 
     Args:
-        about: what `architecture` gives, and sigma_data if it is known.
+        about: from `architecture`, and sigma_data if it is known.
         origin: the file, for the message.
 
     Raises:
-        ValueError: they differ; names each key of params.yaml to edit, and its value.
+        ValueError: they differ; the message names each key of params.yaml and the value it needs.
     """
     wrong = {}
     for name, key in _KEYS.items():
@@ -78,7 +79,7 @@ def check_architecture(about: Mapping[str, Any], params: Params, origin: str | P
         ours, theirs = getattr(getattr(params, block), field), about.get(name)
         if name == "model_type":
             theirs = _TYPES.get(str(theirs), theirs)
-        if name == "attn_resolutions":  # some may lie outside of the network
+        if name == "attn_resolutions":  # params may list resolutions that the network never reaches
             levels = {params.data.resolution >> n for n in range(len(params.network.channel_mult))}
             ours = sorted(levels & set(ours), reverse=True)
         ours = list(ours) if isinstance(ours, tuple) else ours

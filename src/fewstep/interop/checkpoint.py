@@ -1,7 +1,7 @@
-"""Checkpoints of this project and of others as weights of our denoiser, whatever file they are in.
+"""Checkpoints of this and other projects as weights of our denoiser, whatever their file format.
 
-Recognised by content, not by name: EDM's pickles and training snapshots, what `torch.save` wrote
-(DMD2's pytorch_model.bin), safetensors (ours, accelerate's), and folders of accelerate.
+Recognised by content, not by name: EDM's pickles and training snapshots, files of `torch.save`
+(DMD2's pytorch_model.bin), safetensors (ours, accelerate's), and accelerate's folders.
 """
 
 import json
@@ -15,37 +15,37 @@ from fewstep.files import sha256_file
 from fewstep.interop.architecture import architecture
 from fewstep.interop.edm_pickle import import_edm_pickle
 from fewstep.interop.torch_file import LEGACY_MAGIC, read_torch_file
-from fewstep.models import read_safetensors
+from fewstep.networks.weights import read_safetensors
 
-_ANCHOR = "model.map_layer0.weight"  # in every network of EDM once
-_UNUSED = "model.map_augment.weight"  # weights for EDM's augmentations, which sampling leaves off
-_FOLDER = ("model.safetensors", "pytorch_model.bin")  # the generator, in accelerate's folders
+_ANCHOR = "model.map_layer0.weight"  # exactly once in every network of EDM
+_UNUSED = "model.map_augment.weight"  # for EDM's augmentations, which sampling does not use
+_FOLDER = ("model.safetensors", "pytorch_model.bin")  # the generator in accelerate's folders
 _INCEPTION = (
-    "a feature network is no denoiser; for FID take the weights of torch-fidelity, "
+    "a feature network is not a denoiser; for FID use the weights of torch-fidelity, "
     "weights-inception-2015-12-05-6726825d.pth (params.yaml: metric)"
 )
 _OTHER = {
     b"version https://git-lfs": "a Git LFS pointer: fetch the file itself with git lfs pull",
-    b"<!DOCTYPE": "an HTML page: the download gave something else",
-    b"<html": "an HTML page: the download gave something else",
+    b"<!DOCTYPE": "an HTML page instead of the file: check the download",
+    b"<html": "an HTML page instead of the file: check the download",
 }
 
 
 def import_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights of one denoiser in a file or folder, and what is known of them.
+    """Weights of one denoiser in a file or folder, and what is known about them.
 
-    Nothing that the file holds is executed.
+    Nothing in the file is executed.
 
     Returns:
-        The state dict under our names (`model.enc....`), on the CPU, in the file's types; and
+        The state dict under our names (`model.enc....`), on the CPU, in the file's dtypes; and
         format, source and sha256 of the file, tensors and parameters (counts), the architecture
-        under EDM's names, left_out (tensors and files of no use here), and what the file itself
-        says (nimg, loss, kimg, ...).
+        under EDM's names, left_out (unused tensors and files), and whatever the file itself
+        records (nimg, loss, kimg, ...).
 
     Raises:
-        FileNotFoundError: nothing is there.
+        FileNotFoundError: there is no such file.
         ValueError: another kind of file; one that is damaged, claims more than it holds or names
-            what weights do not need; no denoiser in it, or several.
+            something that weights do not need; no denoiser in it, or several.
     """
     path = Path(path)
     file = _in_folder(path) if path.is_dir() else path
@@ -58,7 +58,9 @@ def import_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         hint = f"; {_INCEPTION}" if "inception" in f"{file.name} {error}".lower() else ""
         message = str(error) if str(file) in str(error) else f"refused {file}: {error}"
         raise ValueError(message + hint) from error
-    left_out += [beside.name for beside in _beside(file)] if path.is_dir() else []
+    if path.is_dir():  # accelerate keeps other networks, optimisers and random states there
+        ours = {file.name, "model.json", "log.jsonl"}
+        left_out += sorted(p.name for p in path.iterdir() if p.is_file() and p.name not in ours)
     facts = {
         "format": form,
         "source": path.name,
@@ -67,8 +69,9 @@ def import_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "parameters": sum(w.numel() for n, w in weights.items() if "resample_filter" not in n),
         "left_out": left_out,
     }
-    infinite = [k for k, v in about.items() if isinstance(v, float) and not math.isfinite(v)]
-    return weights, {k: v for k, v in {**about, **facts}.items() if k not in infinite}
+    # model.json is strict JSON, which has no NaN or infinity
+    finite = {k: v for k, v in about.items() if not isinstance(v, float) or math.isfinite(v)}
+    return weights, finite | facts
 
 
 def _reader(file: Path) -> tuple[Any, str]:
@@ -91,7 +94,7 @@ def _reader(file: Path) -> tuple[Any, str]:
 def _safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         weights, about = read_safetensors(file)
-        json.dumps(about, indent=2, allow_nan=False)  # as model.json will
+        json.dumps(about, indent=2, allow_nan=False)  # as model.json will be written
     except RecursionError as error:
         raise ValueError("its metadata are nested too deeply") from error
     if not isinstance(about, dict):
@@ -103,12 +106,13 @@ def _state_dict(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     content = read_torch_file(file)
     if isinstance(content, dict) and "optimizer_state" in content:
         raise ValueError(
-            "it is a training state; import the network-snapshot-*.pkl beside it, its average"
+            "it is a training state; import the averaged network-snapshot-*.pkl beside it"
         )
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise ValueError(f"need a dict of named tensors, got {type(content).__name__}")
     if wrong := [name for name, value in content.items() if not isinstance(value, Tensor)]:
         raise ValueError(f"need a dict of tensors, got something else at {wrong[0][:80]!r}")
+    # A shared storage would be written once for each of its tensors.
     if (total := sum(w.nbytes for w in content.values())) > (size := file.stat().st_size):
         raise ValueError(f"its tensors share storages: {total:.4g} bytes in a file of {size}")
     return content, {}
@@ -121,8 +125,8 @@ def _one_network(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[st
     if len(prefixes) > 1:
         raise ValueError(
             f"need one network, got {len(prefixes)} ({', '.join(p or '/' for p in prefixes[:4])}): "
-            "the training side of DMD2; import its generator, model.safetensors or "
-            "pytorch_model.bin of the same folder"
+            "the guidance networks of DMD2; import its generator, model.safetensors or "
+            "pytorch_model.bin in the same folder"
         )
     if not prefixes:
         inception = " of Inception" if any("Conv2d_1a_3x3" in name for name in weights) else ""
@@ -143,9 +147,3 @@ def _in_folder(folder: Path) -> Path:
     raise ValueError(
         f"need {' or '.join(_FOLDER)} in {folder}, got {', '.join(names) or 'nothing'}"
     )
-
-
-def _beside(file: Path) -> list[Path]:
-    """What accelerate keeps beside the generator: other networks, optimisers, random states."""
-    ours = {file.name, "model.json", "log.csv"}
-    return sorted(p for p in file.parent.iterdir() if p.is_file() and p.name not in ours)

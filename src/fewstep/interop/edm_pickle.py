@@ -1,7 +1,7 @@
 """EDM's pickles (teachers, training snapshots) as a state dict and a config, never executed.
 
-Their networks are objects of EDM's persistence wrapper: Python source, which the original loader
-executes and which is ignored here, beside the state of each module.
+EDM's persistence wrapper stores the Python source of a network beside the state of each module.
+The original loader executes that source; here it is ignored.
 """
 
 import io
@@ -20,15 +20,15 @@ def import_edm_pickle(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], 
     """Weights and architecture of the `ema` network in a teacher file of EDM (Karras et al. 2022).
 
     Returns:
-        The state dict under EDM's names (`model.enc....`), on the CPU, in the file's types; and the
-        arguments that built the network (img_resolution, img_channels, label_dim, model_type,
-        model_channels, channel_mult, ...), with EDM's defaults for those that the file leaves out.
-        Of a training snapshot also `loss`, the class of its loss, and `nimg`, where it says so.
+        The state dict under EDM's names (`model.enc....`), on the CPU, in the file's dtypes; and
+        the arguments that built the network (img_resolution, img_channels, label_dim, model_type,
+        model_channels, channel_mult, ...), with EDM's defaults for missing ones. For a training
+        snapshot also `loss`, the class of its loss, and `nimg`, if it records them.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is cut short, is no EDM pickle, holds another preconditioning than
-            EDMPrecond, claims more than it holds, or names anything that weights do not need.
+        ValueError: the file is truncated, is not an EDM pickle, has another preconditioning than
+            EDMPrecond, claims more than it holds, or names something that weights do not need.
     """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -44,6 +44,7 @@ def import_edm_pickle(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], 
 
 
 def _storage(reader: Reader, data: bytes) -> Tensor:
+    # Within a pickle, torch stores each tensor's numbers as the bytes of a whole torch.save file.
     reader.charge(len(require(data, bytes)))
     storages: dict[str, Rule | None] = dict.fromkeys(STORAGES)
     return require(read_legacy(io.BytesIO(data), len(data), storages), Tensor)
@@ -57,6 +58,7 @@ _PRECOND_ARGS = (  # the order of EDMPrecond's positional arguments
     *("sigma_min", "sigma_max", "sigma_data", "model_type"),
 )
 _PRECOND_DEFAULTS = {"label_dim": 0, "sigma_data": 0.5, "model_type": "DhariwalUNet"}
+# The files contain only arguments that were given; these are the defaults in EDM's code.
 _NETWORK_DEFAULTS: dict[str, dict[str, Any]] = {
     "DhariwalUNet": {
         "model_channels": 192,
@@ -94,7 +96,7 @@ def _ema(pickle: object) -> Inert:
 
 
 def _persistent(module: Inert) -> dict[str, Any]:
-    """What EDM's persistence wrapper knows of an object: class_name, state, module_src, ..."""
+    """What EDM's persistence wrapper stores of an object: class_name, state, module_src, ..."""
     if not module.name.endswith("._reconstruct_persistent_obj"):
         raise ValueError(f"need an object of EDM's persistence wrapper, got {module.name}")
     return require(module.args[0] if module.args else None, dict)
@@ -112,7 +114,7 @@ def _state_dict(network: Inert, size: int) -> dict[str, Tensor]:
 
     def visit(module: Inert, prefix: str) -> None:
         nonlocal total
-        if id(module) in seen or len(prefix) > 300:  # a module inside itself has no end
+        if id(module) in seen or len(prefix) > 300:  # a module inside itself would never end
             raise ValueError(f"the module {prefix[:300]!r} occurs twice, or is nested too deeply")
         seen.add(id(module))
         attributes = _attributes(module)
@@ -120,6 +122,8 @@ def _state_dict(network: Inert, size: int) -> dict[str, Tensor]:
         for kind in ("_parameters", "_buffers", "_modules"):
             for key, value in require(attributes.get(kind, {}), dict).items():
                 name = prefix + require(key, str)
+                # Shared weights would be copied for each module on saving: a small file could
+                # fill the disk.
                 total += value.nbytes if isinstance(value, Tensor) else 1
                 if total > size:
                     raise ValueError("its modules share weights: more than the file holds")
@@ -149,7 +153,7 @@ def _config(network: Inert) -> dict[str, Any]:
 
 
 def _training(pickle: dict[str, Any]) -> dict[str, Any]:
-    """What a snapshot says of its training: the class of its loss, and the images seen."""
+    """What a snapshot records about its training: the class of its loss, and the images seen."""
     about: dict[str, Any] = {}
     if isinstance(loss := pickle.get("loss_fn"), Inert):
         about["loss"] = str(_persistent(loss).get("class_name"))[:80]

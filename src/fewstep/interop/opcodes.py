@@ -1,8 +1,8 @@
-"""Pickles read without executing them: their opcodes interpreted, calls and imports left out.
+"""Reads pickles without executing them.
 
 `pickle.load` imports and calls whatever a file names. `Reader` interprets the opcodes itself and
-can do neither: names that it knows become inert objects, tensors come from the bytes in the file,
-and every other name is refused. Time and memory stay proportional to the size of the file.
+can do neither: known names become inert objects, tensors come from the bytes of the file, and
+every other name is refused. Time and memory stay proportional to the size of the file.
 """
 
 import pickletools
@@ -21,7 +21,7 @@ class Name:
 
 @dataclass(eq=False)
 class Inert:
-    """What calling `name` on `args` would have made, and the state it would have been given."""
+    """Stands for the object that calling `name` with `args` would have made, and its state."""
 
     name: str
     args: tuple[Any, ...]
@@ -43,12 +43,12 @@ _LITERALS = frozenset(
 
 
 class Reader:
-    """One pass over a pickle: a stack machine that knows no call and no import.
+    """One pass over a pickle: a stack machine without calls and imports.
 
-    `rules` maps each permitted name to what stands for a call of it: a function of the reader and
-    the arguments, or None for an inert object. Names of torch.nn's classes are always permitted.
-    PERSISTENT_ID may have a rule too: it stands for what the file holds outside of the pickle.
-    Dict keys are strings, bytes or small integers, because hashing anything else can be made slow.
+    `rules` maps each permitted name to the replacement of its call: a function of the reader and
+    the arguments, or None for an inert object. The names of torch.nn's classes are always
+    permitted. A rule for PERSISTENT_ID resolves what the file stores outside the pickle.
+    Dict keys are strings, bytes or small integers, because other keys can be made slow to hash.
     """
 
     def __init__(self, stream: Any, size: int, rules: Mapping[str, Rule | None]) -> None:  # noqa: ANN401
@@ -58,7 +58,7 @@ class Reader:
         self.charged = 0
 
     def read(self) -> Any:  # noqa: ANN401
-        """The next object of the stream, which is left behind its end."""
+        """The next object; the stream is left right after it."""
         self.stack, self.memo = [], {}
         try:
             for op, arg, at in pickletools.genops(self.stream):
@@ -112,7 +112,7 @@ class Reader:
             push(self.call(require(function, Name).name, require(args, tuple)))
         elif op == "BUILD":
             state = self.pop()
-            if type(self.stack[-1]) is not OrderedDict:  # its attributes are torch's _metadata
+            if type(self.stack[-1]) is not OrderedDict:  # whose state is torch's _metadata
                 require(self.stack[-1], Inert).state = state
         elif op == "BINPERSID":
             push(self.call(PERSISTENT_ID, require(self.pop(), tuple)))
@@ -135,10 +135,10 @@ class Reader:
         return items[::-1]
 
     def charge(self, cost: int) -> None:
-        """Count what a call reads: one object named again and again would fill time and memory."""
+        """Count the bytes a call reads: a memoised object could otherwise be copied without end."""
         self.charged += cost
         if self.charged > self.size:
-            raise ValueError("it uses the same bytes again and again: more than the file holds")
+            raise ValueError("it uses the same bytes repeatedly: more than the file holds")
 
     def named(self, module: str, name: str) -> Name:
         dotted = f"{module}.{name}"
@@ -160,10 +160,11 @@ def require(item: Any, *kinds: type) -> Any:  # noqa: ANN401
 
 
 class OrderedDict(dict[Any, Any]):
-    """What stands for a collections.OrderedDict, the only dict that may be given attributes."""
+    """Stands for a collections.OrderedDict, the only dict that may be given attributes."""
 
 
 def key_of(item: object) -> str | bytes | int:
+    # Multiples of 2^61 - 1 all hash to 0, so a dict of them takes quadratic time.
     if isinstance(item, int) and abs(item) >= 1 << 31:
         raise ValueError("need small integers as keys, got a large one")
     return require(item, str, bytes, int)

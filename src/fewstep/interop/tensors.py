@@ -1,4 +1,4 @@
-"""The calls that files of weights make, and what stands for each: tensors, dicts, plain numbers."""
+"""The calls in files of weights, and their replacements: tensors, dicts, plain numbers."""
 
 import math
 import re
@@ -25,11 +25,7 @@ STORAGES = {
 
 
 def storage_id(pid: tuple[Any, ...]) -> tuple[str, torch.dtype, int]:
-    """Key, type and count of numbers of the storage that torch's persistent id describes.
-
-    Raises:
-        ValueError: the id of something else.
-    """
+    """Key, dtype and number of elements of the storage that torch's persistent id describes."""
     kind, storage, key, _, count, *view = pid if len(pid) in (5, 6) else (None,) * 5
     if kind != "storage" or any(part is not None for part in view):
         raise ValueError("need a whole storage, got another object saved by torch")
@@ -55,6 +51,7 @@ def _tensor(
     have = require(storage, Tensor).numel()
     if len(require(size, tuple)) > 8 or len(require(stride, tuple)) != len(size):
         raise ValueError("need a tensor of at most 8 dimensions with a stride for each")
+    # A stride of 0 would let four bytes stand for terabytes, once the tensor is copied.
     small = all(0 <= require(n, int) <= have for n in (offset, *size, *stride))
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if not small or 0 in size or max(last + 1, math.prod(size)) > have:
@@ -62,36 +59,23 @@ def _tensor(
     return storage.as_strided(size, stride, offset)
 
 
-def _parameter(reader: Reader, data: Tensor, *_: object) -> Tensor:
-    return require(data, Tensor)
-
-
-def _dict(reader: Reader, pairs: Any = ()) -> dict[Any, Any]:  # noqa: ANN401
-    reader.charge(len(require(pairs, list, tuple)))
-    return {key_of(key): value for key, value in (require(pair, list, tuple) for pair in pairs)}
-
-
-def _ordered_dict(reader: Reader, pairs: Any = ()) -> OrderedDict:  # noqa: ANN401
-    return OrderedDict(_dict(reader, pairs))
-
-
-def _set(reader: Reader, items: Any = ()) -> set[Any]:  # noqa: ANN401
-    reader.charge(len(require(items, list, tuple)))
-    return {key_of(item) for item in items}
-
-
 def _list(reader: Reader, items: Any = (), *_: object) -> list[Any]:  # noqa: ANN401
     reader.charge(len(require(items, list, tuple)))
     return list(items)
 
 
+def _set(reader: Reader, items: Any = ()) -> set[Any]:  # noqa: ANN401
+    return {key_of(item) for item in _list(reader, items)}
+
+
+def _dict(reader: Reader, pairs: Any = ()) -> dict[Any, Any]:  # noqa: ANN401
+    each = (require(pair, list, tuple) for pair in _list(reader, pairs))
+    return {key_of(key): value for key, value in each}
+
+
 def _counter(reader: Reader, counts: Any) -> dict[Any, Any]:  # noqa: ANN401
     reader.charge(len(require(counts, dict)))
     return dict(counts)
-
-
-def _defaultdict(reader: Reader, *factory: object) -> dict[Any, Any]:
-    return {}
 
 
 def _scalar(reader: Reader, dtype: Inert, data: bytes) -> float | int | bool:
@@ -105,10 +89,11 @@ def _scalar(reader: Reader, dtype: Inert, data: bytes) -> float | int | bool:
 REBUILD = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter")
 CALLS: dict[str, Rule | None] = {
     "torch_utils.persistence._reconstruct_persistent_obj": None,
-    **dict(zip(REBUILD, (_tensor, _parameter), strict=True)),
-    "collections.OrderedDict": _ordered_dict,
+    REBUILD[0]: _tensor,
+    REBUILD[1]: lambda reader, data, *_: require(data, Tensor),
+    "collections.OrderedDict": lambda reader, pairs=(): OrderedDict(_dict(reader, pairs)),
     "collections.Counter": _counter,
-    "collections.defaultdict": _defaultdict,
+    "collections.defaultdict": lambda reader, *factory: {},
     "collections.deque": _list,
     "dnnlib.util.EasyDict": _dict,
     "builtins.set": _set,
@@ -117,7 +102,9 @@ CALLS: dict[str, Rule | None] = {
     "torch.device": None,
     "numpy.dtype": None,
     "numpy.ndarray": None,
-    **{f"builtins.{kind}": None for kind in ("int", "float", "list", "dict")},  # of a defaultdict
+    **{
+        f"builtins.{kind}": None for kind in ("int", "float", "list", "dict")
+    },  # factories of a defaultdict
     **{f"torch.{dtype}": None for dtype in ("float16", "bfloat16", "float32", "float64", "int64")},
     **{f"numpy.{core}.multiarray._reconstruct": None for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},

@@ -1,7 +1,7 @@
-"""What `torch.save` wrote, in its zip format or the one before torch 1.6, without `torch.load`.
+"""Files of `torch.save`, in its zip format or the one before torch 1.6, without `torch.load`.
 
-A zip archive holds a pickle, `data.pkl`, and each storage as a file `data/<key>`; the older format
-is a row of pickles with the storages behind them. Nothing is unpacked to the disk.
+A zip archive contains a pickle, `data.pkl`, and each storage as a file `data/<key>`. The older
+format is a sequence of pickles followed by the storages. Nothing is unpacked to the disk.
 """
 
 import io
@@ -21,7 +21,7 @@ from fewstep.interop.tensors import CALLS, REBUILD, STORAGES, as_storage, storag
 
 LEGACY_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
-# what zipfile raises for damaged archives
+# zipfile raises all of these for damaged archives
 _ERRORS = (ValueError, OSError, EOFError, KeyError, RuntimeError, struct.error, zipfile.BadZipFile)
 _CALLS: dict[str, Rule | None] = {**CALLS, **dict.fromkeys(STORAGES)}
 
@@ -30,15 +30,16 @@ def read_torch_file(path: str | os.PathLike[str]) -> object:
     """The object in a file of `torch.save`: dicts, lists, numbers, tensors, and inert objects.
 
     Raises:
-        ValueError: the file is cut short or damaged, is TorchScript, claims more than it holds, has
-            members that no archive of torch has, or names anything that weights do not need.
+        ValueError: the file is truncated or damaged, is TorchScript, claims more than it holds, has
+            members that torch never writes, or names something that weights do not need.
     """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         try:
             if file.read(len(LEGACY_MAGIC)) != LEGACY_MAGIC:
                 return _read_zip(file, size)
-            # a mapping gives what is there where a file would first make room for what is claimed
+            # A file's read(n) allocates n bytes first, and n may be a false claim of terabytes;
+            # a mapping only returns what is there.
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
                 return read_legacy(stream, size, _CALLS)
         except _ERRORS as error:
@@ -52,7 +53,7 @@ def _read_zip(file: BinaryIO, size: int) -> object:
     with zipfile.ZipFile(file) as archive:
         members = _members(archive.infolist(), size)
         if "constants.pkl" in members:
-            raise ValueError("it is TorchScript, a program; need the weights alone (torch.save)")
+            raise ValueError("it is TorchScript, a program; need only the weights (torch.save)")
         if "data.pkl" not in members:
             raise ValueError("need an archive of torch.save, got a zip without data.pkl")
         if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
@@ -77,13 +78,14 @@ def _read_zip(file: BinaryIO, size: int) -> object:
 
 def _members(infos: list[zipfile.ZipInfo], size: int) -> dict[str, zipfile.ZipInfo]:
     """The members of an archive by their names below its one root folder."""
-    names = [info.orig_filename for info in infos]
+    names = [info.orig_filename for info in infos]  # `filename` is already cut at a NUL
     for info in infos:
         if problem := _problem(info):
             raise ValueError(f"its member {info.orig_filename[:200]!r} {problem}")
     twice, times = Counter(names).most_common(1)[0] if names else ("", 0)
     if times > 1:
         raise ValueError(f"its member {twice[:200]!r} is there twice")
+    # Members can overlap: thousands of them on the same bytes are a zip bomb without compression.
     if (total := sum(info.file_size for info in infos)) > size:
         raise ValueError(f"its members claim {total:.4g} bytes in a file of {size}")
     roots = {name.partition("/")[0] for name in names}
@@ -93,7 +95,7 @@ def _members(infos: list[zipfile.ZipInfo], size: int) -> dict[str, zipfile.ZipIn
 
 
 def _problem(info: zipfile.ZipInfo) -> str | None:
-    """What is wrong with a member that `torch.save` would not have written."""
+    """Why `torch.save` cannot have written a member, or None."""
     name = info.orig_filename
     if name.startswith("/") or ".." in name.split("/") or re.search(r"[\\:\x00-\x1f]", name):
         return "has an unsafe name"
@@ -102,7 +104,7 @@ def _problem(info: zipfile.ZipInfo) -> str | None:
     if info.flag_bits & 1:
         return "is encrypted"
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-        return "is compressed, as torch never does"
+        return "is compressed, which torch never does"
     return None
 
 
@@ -112,9 +114,9 @@ def _problem(info: zipfile.ZipInfo) -> str | None:
 def read_legacy(stream: io.BytesIO | mmap.mmap, size: int, calls: dict[str, Rule | None]) -> Any:  # noqa: ANN401
     """The object in a `torch.save` file of the format before torch 1.6, of `size` bytes.
 
-    Pickles of a magic number, a version, a system, the object (whose persistent ids describe the
-    storages) and the storages' keys are followed by each storage: its length and its bytes. The
-    object is therefore read twice: for its storages, and once they are there.
+    Five pickles come first: a magic number, a version, a system, the object (whose persistent ids
+    describe the storages) and the storages' keys. Each storage follows, as its length and bytes.
+    So the object is read twice: once to learn the storages, and again when they have been read.
 
     Raises:
         ValueError: as `read_torch_file`.
@@ -138,10 +140,10 @@ def read_legacy(stream: io.BytesIO | mmap.mmap, size: int, calls: dict[str, Rule
     survey.read()
     keys = require(survey.read(), list)
     if len(keys) != len(described) or {require(key, str) for key in keys} != set(described):
-        raise ValueError("its storages are not those that its tensors need")
+        raise ValueError("its storages do not match its tensors")
     storages = {key: _read_storage(stream, size, *described[key]) for key in keys}
     if (end := stream.tell()) != size:
-        raise ValueError(f"{size - end} bytes stand behind its last storage")
+        raise ValueError(f"{size - end} bytes follow its last storage")
     stream.seek(start)
     return Reader(stream, size, calls | {PERSISTENT_ID: storage}).read()
 

@@ -1,4 +1,4 @@
-"""Fréchet distance class by class: which classes a model draws badly."""
+"""Fréchet distance class by class: which classes does a model draw badly?"""
 
 import warnings
 
@@ -18,15 +18,15 @@ def class_distances(
 ) -> dict[int, float]:
     """Fréchet distance between the images of a class and the real ones of that class.
 
-    Few images make it larger, so compare classes, or models, at the same numbers of images only.
+    Fewer images make it larger, so only compare classes or models with equal numbers of images.
 
     Args:
         features, reference: shapes (N, d) and (M, d).
         labels, reference_labels: classes of the rows, shapes (N,) and (M,).
 
     Returns:
-        By class, in order, for the classes in `labels`. Warns when a class has fewer than d + 1
-        images: its covariance is singular then.
+        By class, in order, for the classes in `labels`. Warns if a class has fewer than d + 1
+        images, because its covariance is then singular.
 
     Raises:
         ValueError: features that do not fit together or are not finite, labels of another length,
@@ -57,11 +57,11 @@ def class_distances(
 
 
 def small_sample_distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
-    """Fréchet distance of two feature sets, in time that grows with images and not with d cubed.
+    """Fréchet distance of two feature sets; its cost grows with the images instead of d cubed.
 
     With centred rows X and Y, the covariances are X^T X / (n - 1) and Y^T Y / (m - 1), and
-    tr((AB)^1/2) is the sum of the singular values of X Y^T / ((n - 1)(m - 1))^1/2. Of more rows
-    than d, the triangle R of X = QR stands for X: Q turns no singular value into another.
+    tr((AB)^1/2) is the sum of the singular values of X Y^T / ((n - 1)(m - 1))^1/2. With more rows
+    than d, the triangle R of X = QR replaces X, because Q does not change the singular values.
 
     Args:
         a, b: shapes (n, d) and (m, d), n and m at least 2.
@@ -76,6 +76,6 @@ def small_sample_distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> f
 
 
 def _short(x: NDArray[np.float64]) -> torch.Tensor:
-    """X, or R of X = QR where X has more rows than columns."""
+    """X, or R of X = QR if X has more rows than columns."""
     rows = torch.from_numpy(x)
     return torch.linalg.qr(rows, mode="r").R if len(x) > x.shape[1] else rows

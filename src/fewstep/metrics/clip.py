@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fewstep.metrics.vit import Vit, normalise, vit_of
-from fewstep.metrics.weights import read_weights
+from fewstep.metrics.vit import Embedding, vit_of
+from fewstep.metrics.weights import load_network
 
 URL = "https://huggingface.co/openai/clip-vit-large-patch14-336 (pytorch_model.bin)"
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
@@ -17,7 +17,7 @@ _KEYS = (
     (r"vision_model\.embeddings\.class_embedding$", "cls_token"),
     (r"vision_model\.embeddings\.position_embedding\.weight$", "pos_embed"),
     (r"vision_model\.embeddings\.patch_embedding\.", "patch_embed.proj."),
-    (r"vision_model\.pre_layrnorm\.", "norm_pre."),
+    (r"vision_model\.pre_layrnorm\.", "norm_pre."),  # Hugging Face's spelling
     (r"vision_model\.post_layernorm\.", "norm."),
     (r"vision_model\.encoder\.layers\.(\d+)\.layer_norm([12])\.", r"blocks.\1.norm\2."),
     (r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.out_proj\.", r"blocks.\1.attn.proj."),
@@ -26,42 +26,27 @@ _KEYS = (
 )
 
 
-class Clip(nn.Module):
-    """uint8 images to embeddings."""
-
-    def __init__(self, vit: Vit) -> None:
-        super().__init__()
-        self.vit = vit
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Embeddings of images, uint8, shape (B, 1 or 3, H, W): (B, projection)."""
-        x = normalise(images, self.vit.resolution, MEAN, STD, antialias=False)
-        return {"features": self.vit(x)}
-
-
-def load_clip(path: Path, sha256: str) -> Clip:
-    """The image tower in a file of Hugging Face's, .bin or .safetensors; in eval mode.
+def load_clip(path: Path, sha256: str) -> Embedding:
+    """The image tower in one of Hugging Face's files, .bin or .safetensors.
 
     Raises:
-        ValueError: no such file, another sha256, a pickle, or the weights of another network.
+        ValueError: as `load_network`.
     """
-    state = _image_tower(read_weights(path, sha256, URL, "metric.weights"))
-    try:
-        return Clip(vit_of(state, clip=True))
-    except ValueError as error:
-        raise ValueError(
-            f"need the weights of {URL}, got other names or shapes in {path} "
-            "(params.yaml: metric.weights)"
-        ) from error
+
+    def build(state: dict[str, Tensor]) -> Embedding:
+        return Embedding(vit_of(_image_tower(state), clip=True), MEAN, STD, antialias=False)
+
+    return load_network(path, sha256, URL, build)
 
 
 def _image_tower(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Hugging Face's names to ours; the text tower and buffers go."""
+    """Weights under our names, without the text tower and buffers."""
     tower: dict[str, Tensor] = {}
     for key, value in state.items():
         for pattern, name in _KEYS:
             if re.match(pattern, key):
                 tower[re.sub(pattern, name, key)] = value.float()
+    # Hugging Face splits queries, keys and values; one product for all three is faster.
     for key in [k for k in tower if "self_attn.q_proj" in k]:
         parts = [key.replace("q_proj", f"{which}_proj") for which in "qkv"]
         if all(part in tower for part in parts):

@@ -1,41 +1,29 @@
 """DINOv2 (Oquab et al. 2023, arXiv:2304.07193), the network of FD-DINOv2 (Stein et al. 2023,
-arXiv:2306.04675): images as EDM2 (Karras et al. 2024, arXiv:2312.02696) brings them to it."""
+arXiv:2306.04675), with the preprocessing of EDM2 (Karras et al. 2024, arXiv:2312.02696)."""
 
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from fewstep.metrics.vit import Vit, normalise, vit_of
-from fewstep.metrics.weights import read_weights
+from fewstep.metrics.vit import Embedding, vit_of
+from fewstep.metrics.weights import load_network
 
 URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
 RESOLUTION = 224
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
 
-class Dinov2(nn.Module):
-    """uint8 images to the class token."""
-
-    def __init__(self, vit: Vit) -> None:
-        super().__init__()
-        self.vit = vit
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Features of images, uint8, shape (B, 1 or 3, H, W): (B, width)."""
-        return {"features": self.vit(normalise(images, RESOLUTION, MEAN, STD, antialias=True))}
-
-
 def fit_positions(positions: Tensor, side: int) -> Tensor:
-    """Position embeddings of another number of patches, as DINOv2 fits them.
+    """Position embeddings for another number of patches, interpolated as DINOv2 does it.
 
-    Bicubic, with the scale of 0.1 patches more than there are: the authors' guard against
-    rounding, which moves the samples and so belongs to the published features.
+    Bicubic, with the scale of 0.1 more patches than there are. The authors added this against
+    rounding; it shifts the samples, so the published features depend on it.
 
     Args:
-        positions: the class token's, then those of a square of patches, (1, 1 + n * n, width).
-        side: patches along a side wanted.
+        positions: of the class token, then of a square of patches, (1, 1 + n * n, width).
+        side: patches wanted along a side.
 
     Returns:
         Shape (1, 1 + side * side, width).
@@ -49,20 +37,17 @@ def fit_positions(positions: Tensor, side: int) -> Tensor:
     return torch.cat([positions[:, :1], fitted.flatten(2).transpose(1, 2)], 1)
 
 
-def load_dinov2(path: Path, sha256: str) -> Dinov2:
-    """The network in a file of Meta's, of size S, B or L, without registers; in eval mode.
+def load_dinov2(path: Path, sha256: str) -> Embedding:
+    """The network in one of Meta's files, of size S, B or L, without registers.
 
     Raises:
-        ValueError: no such file, another sha256, a pickle, or the weights of another network.
+        ValueError: as `load_network`.
     """
-    state = read_weights(path, sha256, URL, "metric.weights")
-    state.pop("mask_token", None)  # for training
-    try:
+
+    def build(state: dict[str, Tensor]) -> Embedding:
+        state.pop("mask_token", None)  # only for training
         patch = state["patch_embed.proj.weight"].shape[-1]
         state["pos_embed"] = fit_positions(state["pos_embed"], RESOLUTION // patch)
-        return Dinov2(vit_of(state))
-    except (KeyError, IndexError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"need the weights of {URL}, got other names or shapes in {path} "
-            "(params.yaml: metric.weights)"
-        ) from error
+        return Embedding(vit_of(state), MEAN, STD, antialias=True)
+
+    return load_network(path, sha256, URL, build)

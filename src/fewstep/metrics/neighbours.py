@@ -1,4 +1,4 @@
-"""Distances between many feature vectors and the nearest of them, in blocks that fit memory."""
+"""Distances between many feature vectors, and nearest neighbours, in blocks that fit in memory."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,8 @@ def distance_blocks(
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """Euclidean distances between the rows of a and of b, block by block.
 
-    From |x|^2 + |y|^2 - 2 x.y in float64: equal rows come out within 1e-7 of their length.
+    From |x|^2 + |y|^2 - 2 x.y in float64: for equal rows the result is 0 up to 1e-7 of their
+    length.
 
     Args:
         a, b: features, shapes (m, d) and (n, d).
@@ -28,6 +29,8 @@ def distance_blocks(
         x = _on(device, a[rows])
         for columns in _slices(len(b)):
             y = _on(device, b[columns])
+            # in place, because a block takes 128 MiB;
+            # scipy's cdist subtracts, which takes 4 (d = 112) to 9 (d = 2048) times as long
             squared = (x @ y.T).mul_(-2).add_(x.square().sum(1)[:, None]).add_(y.square().sum(1))
             yield rows, columns, squared.clamp_(min=0).sqrt_()
 
@@ -43,7 +46,7 @@ def nearest(
 
     Args:
         queries, references: features, shapes (m, d) and (n, d), n > k.
-        skip: of each query, the reference that does not count, as it is the query itself: (m,).
+        skip: the reference to ignore for each query, because it is the query itself, (m,).
 
     Returns:
         Distances, nearest first, and indices into references, both (m, k).
@@ -66,7 +69,7 @@ def nearest(
 
 
 def _skip(distances: Tensor, columns: Tensor) -> None:
-    """Put infinity at one column of each row, where the block has that column."""
+    """Set one column of each row to infinity, if the block has that column."""
     rows = torch.nonzero((columns >= 0) & (columns < distances.shape[1])).flatten()
     distances[rows, columns[rows]] = torch.inf
 

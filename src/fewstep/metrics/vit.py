@@ -1,4 +1,4 @@
-"""Vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), as DINOv2 and CLIP have it.
+"""Vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), as in DINOv2 and CLIP.
 
 Attribute names are the state-dict keys of DINOv2's files.
 """
@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-HEAD = 64  # channels of an attention head, in every published size of both
+HEAD = 64  # channels of an attention head in all published sizes of both
 
 
 class Attention(nn.Module):
-    """Self-attention of heads of 64 channels."""
+    """Self-attention with heads of 64 channels."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers, four times as wide between."""
+    """Two linear layers, four times as wide in between."""
 
     def __init__(self, width: int, quick_gelu: bool) -> None:
         super().__init__()
@@ -36,11 +36,12 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, tokens, width) -> (B, tokens, width)."""
         h = self.fc1(x)
+        # 1.702: CLIP was trained with this approximation of GELU, and its features need it
         return self.fc2(h * torch.sigmoid(1.702 * h) if self.quick_gelu else F.gelu(h))
 
 
 class LayerScale(nn.Module):
-    """A learned factor a channel."""
+    """A learned factor per channel."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -52,7 +53,7 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each behind a norm and around a skip."""
+    """Attention, then MLP, each after a norm and with a skip connection."""
 
     def __init__(self, width: int, eps: float, quick_gelu: bool, scaled: bool) -> None:
         super().__init__()
@@ -82,13 +83,13 @@ class Patches(nn.Module):
 
 
 class Vit(nn.Module):
-    """Patches and a class token through `depth` blocks; the class token comes out.
+    """Patches and a class token through `depth` blocks; returns the class token.
 
     Args:
         width, depth, patch: channels, blocks, pixels of a patch's side.
-        side: patches along a side that position embeddings were trained for.
-        projection: outputs of a last linear layer; 0: none.
-        clip: with CLIP's norm before the blocks, activation and epsilon, without layer scale.
+        side: patches along a side of the image.
+        projection: outputs of a final linear layer; 0: none.
+        clip: CLIP's norm before the blocks, activation and epsilon, and no layer scale.
     """
 
     def __init__(
@@ -115,21 +116,30 @@ class Vit(nn.Module):
 
 
 def vit_of(state: dict[str, Tensor], clip: bool = False) -> Vit:
-    """The network that fits a state dict, with its weights, in eval mode.
+    """The network whose size fits a state dict, with these weights.
 
     Raises:
-        ValueError: other names or shapes.
+        KeyError, IndexError, ValueError, RuntimeError: other names or shapes.
     """
-    try:
-        width, patch = state["patch_embed.proj.weight"].shape[0::3]
-        depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
-        side = round((state["pos_embed"].shape[1] - 1) ** 0.5)
-        projection = len(state["head.weight"]) if clip else 0
-        vit = Vit(width, depth, patch, side, projection, clip)
-        vit.load_state_dict(state)
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise ValueError(f"need the weights of a vision transformer, got {error}") from error
-    return vit.eval().requires_grad_(False)
+    width, patch = state["patch_embed.proj.weight"].shape[0::3]
+    depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+    side = round((state["pos_embed"].shape[1] - 1) ** 0.5)
+    projection = len(state["head.weight"]) if clip else 0
+    vit = Vit(width, depth, patch, side, projection, clip)
+    vit.load_state_dict(state)
+    return vit
+
+
+class Embedding(nn.Module):
+    """uint8 images, (B, 1 or 3, H, W), to features, (B, dim), at the resolution of the network."""
+
+    def __init__(self, vit: Vit, mean: Tensor, std: Tensor, antialias: bool) -> None:
+        super().__init__()
+        self.vit, self.mean, self.std, self.antialias = vit, mean, std, antialias
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        x = normalise(images, self.vit.resolution, self.mean, self.std, self.antialias)
+        return {"features": self.vit(x)}
 
 
 def normalise(images: Tensor, size: int, mean: Tensor, std: Tensor, antialias: bool) -> Tensor:

@@ -1,9 +1,6 @@
-"""What a run ends in: tables, figures, and one page with all of them.
+"""What a run ends in: frames of rows and logs, tables, charts, pictures, and one page with all."""
 
-Pure functions: they take rows, samples and logs that are already loaded, and write files.
-"""
-
-from fewstep.report.figures import tile
-from fewstep.report.tables import format_row
+from fewstep.report.pictures import tile
+from fewstep.report.text import format_row
 
 __all__ = ["format_row", "tile"]

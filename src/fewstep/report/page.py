@@ -1,43 +1,38 @@
 """report.html: all results on one page that needs no network, for a phone as for a large screen."""
 
-import base64
-import io
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 
 from fewstep.files import atomic_path
 from fewstep.report import charts
-from fewstep.report.figures import tile
-from fewstep.report.published import Published, as_text
-from fewstep.report.tables import NUMBERS, Row, best_per_step_count, cell, measured, significant
+from fewstep.report.frames import best_per_step_count, other_metrics
+from fewstep.report.pictures import Picture
+from fewstep.report.tables import spreads, text_frame
+from fewstep.report.text import MISSING, NUMBERS, is_missing, measured, significant
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SHOWN_CLASSES = 20
-PIXELS = 2_500_000  # of all sample grids together: what keeps the page below 5 MB
-
-
-@dataclass(frozen=True)
-class Picture:
-    """Images of a row as tiles, and what stands above them."""
-
-    name: str
-    caption: str
-    images: NDArray[np.uint8]
-    columns: int
-
-    def slide(self) -> dict[str, str]:
-        """What the template shows."""
-        scale = max(1, round(48 / self.images.shape[-1]))
-        src = png_uri(tile(self.images, self.columns, scale))
-        alt = f"{len(self.images)} images: {self.name}"
-        return {"name": self.name, "caption": self.caption, "src": src, "alt": alt}
+FIRST = ["row", "value", "nfe", "steps"]  # what matters most: a phone shows four columns
+LAST = ["sampler", "guidance_scale", "student", "method", "kimg", "train_seconds"]
+SECTIONS = {
+    "results": "Results",
+    "charts": "Distance",
+    "samples": "Samples",
+    "neighbours": "Nearest training images",
+    "classes": "Class by class",
+    "training": "Training",
+    "published": "Published by others",
+    "provenance": "Provenance",
+    "configuration": "Configuration",
+}
 
 
 @dataclass(frozen=True)
@@ -45,28 +40,29 @@ class Content:
     """All that the page shows.
 
     Args:
-        rows: scored rows, in the order of params.yaml.
+        rows, logs: the frames of `frames.rows_frame` and `logs_frame`.
         floor: the score of real images, as in artifacts/ref-stats.json.
         samples: real images first, then those of each row.
         neighbours: for each row a line of samples, and below each its nearest training images.
-        logs: curves of each training: {student: {name: (kimg, value)}}.
-        provenance: what to say of this run as a whole, and of each row.
+        provenance: what to say of this run as a whole.
+        records: all that is known of each row.
         configuration: the text of params.yaml.
+        published: what others published, as in published.csv.
     """
 
     title: str
     caption: str
-    rows: Sequence[Row]
+    rows: pd.DataFrame
+    logs: pd.DataFrame
     floor: Mapping[str, Any]
     samples: Sequence[Picture]
     samples_note: str
     neighbours: Sequence[Picture]
     neighbours_note: str
-    logs: Mapping[str, Mapping[str, charts.Curve]]
     provenance: Mapping[str, str]
     records: Mapping[str, Any]
     configuration: str
-    published: Sequence[Published] = field(default_factory=tuple)
+    published: pd.DataFrame
 
 
 def write_page(content: Content, path: str | os.PathLike[str]) -> None:
@@ -75,248 +71,165 @@ def write_page(content: Content, path: str | os.PathLike[str]) -> None:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    real, *others = content.samples
     parts = {
-        "title": content.title,
-        "caption": content.caption,
-        "cards": _cards(content),
         "results": _results(content),
         "charts": _charts(content),
-        "samples": _samples(content),
-        "neighbours": _neighbours(content),
+        "samples": _slides(others, content.rows),
+        "neighbours": _slides(content.neighbours, content.rows),
         "classes": _classes(content),
-        "losses": _losses(content),
+        "training": _losses(content.logs),
         "published": _published(content.published),
-        "provenance": _provenance(content.provenance),
-        "records": [
-            {"name": name, "text": json.dumps(record, indent=2, ensure_ascii=False)}
-            for name, record in content.records.items()
+        "provenance": [
+            Column("what", content.provenance),
+            Column("which", content.provenance.values(), css="wrap"),
         ],
         "configuration": content.configuration,
-        "footer": "Made by fewstep results-table.",
     }
+    text = template.render(
+        content=content,
+        cards=_cards(content),
+        real=real.slide(),
+        sections=[(key, name) for key, name in SECTIONS.items() if parts[key]],
+        as_json=partial(json.dumps, indent=2, ensure_ascii=False),
+        **parts,
+    )
     with atomic_path(path) as temporary:
-        temporary.write_text(template.render(**parts, sections=_sections(parts)), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
-def _sections(parts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    names = {
-        "results": "Results",
-        "charts": "Distance",
-        "samples": "Samples",
-        "neighbours": "Nearest training images",
-        "classes": "Class by class",
-        "losses": "Training",
-        "published": "Published by others",
-        "provenance": "Provenance",
-        "configuration": "Configuration",
-    }
-    return [
-        ("training" if key == "losses" else key, name) for key, name in names.items() if parts[key]
-    ]
-
-
-def _cards(content: Content) -> list[dict[str, str]]:
-    """The best value at each number of network calls, and the floor."""
-    best: dict[int, Row] = {}
-    for row in content.rows:
-        if row["nfe"] not in best or row["value"] < best[row["nfe"]]["value"]:
-            best[row["nfe"]] = row
+def _cards(content: Content) -> list[tuple[str, str, str]]:
+    """The best value at each number of network calls, and the floor: heading, value, row."""
+    best = content.rows.loc[content.rows.groupby("nfe")["value"].idxmin()]
     cards = [
-        {
-            "head": f"{nfe} network call{'s' if nfe > 1 else ''}",
-            "value": f"{row['value']:.2f}",
-            "foot": row["row"],
-        }
-        for nfe, row in sorted(best.items())
+        (f"{nfe} network call{'s' if nfe > 1 else ''}", f"{value:.2f}", row)
+        for row, nfe, value in best[["nfe", "value"]].head(7).itertuples()
     ]
-    floor = {"head": "real images", "value": f"{content.floor['value']:.2f}", "foot": "floor"}
-    return [*cards[:7], floor]
+    return [*cards, ("real images", f"{content.floor['value']:.2f}", "floor")]
 
 
 # --- tables -------------------------------------------------------------------------------------
 
 
-def _cell(text: str, sort: object = None, css: str = "", shade: float | None = None) -> dict:
-    return {"text": text, "sort": sort, "class": css, "shade": shade}
+class Column:
+    """A column of a table of the page.
+
+    Args:
+        texts: what its cells show.
+        values: what it is sorted by, missing ones last; None: by the texts.
+        marked: the cells in bold.
+        shades: opacities of a colour behind the cells.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        texts: Iterable[str],
+        values: Iterable[object] | None = None,
+        css: str = "",
+        marked: Sequence[bool] | None = None,
+        shades: Sequence[float] | None = None,
+    ) -> None:
+        self.title, self.texts, self.css = title, list(texts), css
+        self.values = None if values is None else ["" if is_missing(v) else v for v in values]
+        self.marked, self.shades = marked, shades
 
 
-def _head(text: str, number: bool = False) -> dict[str, Any]:
-    return {"text": text, "number": number}
+def _results(content: Content) -> list[Column]:
+    rows, known = content.rows, content.rows.reset_index()
+    text = text_frame(rows, [*FIRST, *LAST])
+    spread = [measured(value, std) for value, std in zip(rows["value"], rows["std"], strict=True)]
+    text["value"] = text["value"].where(rows["std"].isna(), spread)
+    titles = {"value": rows["metric"].iloc[0], "guidance_scale": "guidance"}
+    titles |= {"train_seconds": "seconds"}
 
+    def column(name: str) -> Column:
+        css = "number" if name in NUMBERS else ""
+        best = rows.index.isin(best_per_step_count(rows)).tolist() if name == "value" else None
+        return Column(titles.get(name, name), text[name], known[name], css, best)
 
-def _results(content: Content) -> dict[str, Any]:
-    rows = content.rows
-    metrics = [name for name in rows[0].get("metrics", {}) if name != rows[0]["metric"]]
-    shown = ["row", "value", "nfe", "steps"]  # what matters first: a phone shows four columns
-    split = len(shown)
-    shown += ["sampler", "guidance_scale", "student", "method", "kimg", "train_seconds"]
-    names = {"value": rows[0]["metric"], "guidance_scale": "guidance", "train_seconds": "seconds"}
-    titles = [names.get(c, c) for c in shown]
-    head = [_head(t, c in NUMBERS) for t, c in zip(titles, shown, strict=True)]
-    head[split:split] = [_head(name, True) for name in metrics]
-    if content.published:
-        head.append(_head("published"))
-    best, lines = best_per_step_count(rows), []
-    for row in rows:
-        line = [_result(row, c, row["row"] in best) for c in shown]
-        line[split:split] = [_metric(row, name) for name in metrics]
-        if content.published:
-            line.append(_cell(as_text(row["beside"]), css="wrap"))
-        lines.append(line)
-    return {"head": head, "lines": lines, "note": "Bold: best at its number of steps."}
-
-
-def _result(row: Row, column: str, bold: bool) -> dict[str, Any]:
-    text, value = cell(row, column, bold=False), row[column]
-    if column == "value" and row["std"] is not None:
-        text = measured(value, row["std"])
-    css = " ".join(
-        filter(None, ["number" * (column in NUMBERS), "best" * (bold and column == "value")])
-    )
-    return _cell(text, "" if value is None else value, css)
-
-
-def _metric(row: Row, name: str) -> dict[str, Any]:
-    found = row["metrics"].get(name)
-    if found is None:
-        return _cell("–", "", "number")
-    return _cell(measured(found["value"], found["std"]), found["value"], "number")
+    metrics = [
+        Column(name, spreads(rows, name), rows[f"metrics.{name}.value"], "number")
+        for name in other_metrics(rows)
+    ]
+    beside = [] if content.published.empty else [Column("published", rows["published"], css="wrap")]
+    return [*map(column, FIRST), *metrics, *map(column, LAST), *beside]
 
 
 def _classes(content: Content) -> dict[str, Any] | None:
     """Distance by row and class, dark where it is large; of many classes the extremes."""
-    rows = [row for row in content.rows if row.get("classes")]
-    if not rows:
+    found = content.rows.filter(regex=r"^classes\.").dropna(how="all")
+    found.columns = found.columns.str.removeprefix("classes.")
+    if found.empty:
         return None
-    names = list(rows[0]["classes"])
-    median = {c: float(np.median([row["classes"].get(c, 0) for row in rows])) for c in names}
     note = "Fréchet distance within each class; a stronger colour is worse, on a logarithmic scale."
-    if len(names) > SHOWN_CLASSES:
-        order = sorted(names, key=lambda c: median[c])
+    if found.shape[1] > SHOWN_CLASSES:
         half = SHOWN_CLASSES // 2
-        note += f" The {half} classes drawn best and worst, of {len(names)}."
-        names = [*order[:half], *order[-half:]]
-    lines = [(row["row"], row["classes"]) for row in rows]
-    if content.floor.get("classes"):
-        lines.append(("real images", content.floor["classes"]))
-    values = [by.get(c) for _, by in lines for c in names if by.get(c)]
-    low, high = np.log(min(values)), np.log(max(values))
-    table = [
-        [_cell(name, name), *(_class_cell(by.get(c), low, high) for c in names)]
-        for name, by in lines
+        note += f" The {half} classes drawn best and worst, of {found.shape[1]}."
+        order = found.median().sort_values(kind="stable").index
+        found = found[[*order[:half], *order[-half:]]]
+    if real := content.floor.get("classes"):
+        floor = pd.DataFrame(real, ["real images"])
+        found = pd.concat([found, floor.reindex(columns=found.columns)])
+    shades, columns = _shades(found), [Column("row", found.index)]
+    for name, values in found.items():
+        texts = [MISSING if is_missing(value) else significant(value) for value in values]
+        shade = shades[name].tolist()
+        columns.append(Column(f"class {name}", texts, values, "number", shades=shade))
+    return {"columns": columns, "note": note}
+
+
+def _shades(values: pd.DataFrame) -> pd.DataFrame:
+    """Opacities from 0 to 0.55, by the logarithm of the values; 0 where there is none."""
+    logs = np.log(values.clip(lower=1e-9))
+    low, high = np.log(values[values > 0].min().min()), logs.max().max()
+    return (0.55 * (logs - low) / max(high - low, 1e-9)).clip(lower=0).fillna(0).round(3)
+
+
+def _published(found: pd.DataFrame) -> list[Column]:
+    if found.empty:
+        return []
+    return [
+        Column("who", found["who"]),
+        Column("network calls", found["nfe"].map(str), found["nfe"], "number"),
+        Column("FID", found["fid"].map("{:g}".format), found["fid"], "number"),
+        Column("note", found["note"]),
+        Column("source", found["source"], css="wrap"),
     ]
-    head = [_head("row"), *(_head(f"class {c}", True) for c in names)]
-    return {"head": head, "lines": table, "note": note}
-
-
-def _class_cell(value: float | None, low: float, high: float) -> dict[str, Any]:
-    if value is None:
-        return _cell("–", "", "number")
-    shade = 0.55 * (np.log(max(value, 1e-9)) - low) / max(high - low, 1e-9)
-    return _cell(significant(value), value, "number", round(max(float(shade), 0), 3))
-
-
-def _published(found: Sequence[Published]) -> dict[str, Any] | None:
-    if not found:
-        return None
-    head = [_head("who"), _head("network calls", True), _head("FID", True), _head("note")]
-    lines = [
-        [
-            _cell(p.who),
-            _cell(str(p.nfe), p.nfe, "number"),
-            _cell(f"{p.fid:g}", p.fid, "number"),
-            _cell(p.note),
-            _cell(p.source, css="wrap"),
-        ]
-        for p in found
-    ]
-    return {"head": [*head, _head("source")], "lines": lines}
-
-
-def _provenance(facts: Mapping[str, str]) -> dict[str, Any]:
-    lines = [[_cell(name), _cell(text, css="wrap")] for name, text in facts.items()]
-    return {"head": [_head("what"), _head("which")], "lines": lines}
 
 
 # --- charts and pictures ------------------------------------------------------------------------
 
 
 def _charts(content: Content) -> list[dict[str, str]]:
-    rows = content.rows
-    metric, floor = rows[0]["metric"], content.floor["value"]
+    rows, metric = content.rows, content.rows["metric"].iloc[0]
     found = [
-        {
-            "name": f"{metric} against network calls",
-            "svg": charts.distance_by_nfe(rows, floor, content.published),
-            "caption": "Rows of one model and sampler are joined. Lower is better.",
-        }
+        (
+            "network calls",
+            charts.distance_by_nfe(rows, content.floor["value"], content.published),
+            "Rows of one model and sampler are joined. Lower is better.",
+        ),
+        (
+            "training images",
+            charts.distance_by_kimg(content.logs, metric),
+            "Validation: fewer images against fewer real ones, hence not the table's values.",
+        ),
+        ("guidance", charts.distance_by_guidance(rows), "Rows that differ in guidance alone."),
     ]
-    curves = {
-        name: log[f"validation/{metric}"]
-        for name, log in content.logs.items()
-        if f"validation/{metric}" in log
-    }
-    if (svg := charts.distance_by_kimg(curves, metric)) is not None:
-        caption = "Validation: fewer images against fewer real ones, hence not the table's values."
-        name = f"{metric} against training images"
-        found.append({"name": name, "svg": svg, "caption": caption})
-    if (svg := charts.distance_by_guidance(rows)) is not None:
-        name = f"{metric} against guidance"
-        found.append({"name": name, "svg": svg, "caption": "Rows that differ in guidance alone."})
-    return found
-
-
-def _losses(content: Content) -> list[dict[str, str]]:
-    main = {
-        student: {name: curve for name, curve in log.items() if name.startswith("loss")}
-        for student, log in content.logs.items()
-    }
     return [
-        {"name": student, "svg": charts.losses(student, curves)}
-        for student, curves in main.items()
-        if curves
+        {"name": f"{metric} against {what}", "svg": svg, "caption": caption}
+        for what, svg, caption in found
+        if svg
     ]
 
 
-def _samples(content: Content) -> dict[str, Any]:
-    real, *others = content.samples
-    slides = [picture.slide() for picture in _over_steps(others, content.rows)]
-    return {"real": real.slide(), "slides": slides, "note": content.samples_note}
+def _losses(logs: pd.DataFrame) -> list[dict[str, str]]:
+    shown = logs[logs["name"].str.startswith("loss")].groupby("model", sort=False)
+    return [{"name": str(model), "svg": charts.losses(str(model), log)} for model, log in shown]
 
 
-def _neighbours(content: Content) -> dict[str, Any] | None:
-    if not content.neighbours:
-        return None
-    slides = [picture.slide() for picture in _over_steps(content.neighbours, content.rows)]
-    return {"slides": slides, "note": content.neighbours_note}
-
-
-def _over_steps(pictures: Sequence[Picture], rows: Sequence[Row]) -> list[Picture]:
+def _slides(pictures: Sequence[Picture], rows: pd.DataFrame) -> list[dict[str, str]]:
     """Pictures of rows, each model's in the order of its network calls, by sampler and guidance."""
-    models = list(dict.fromkeys(row["student"] for row in rows))
-    places = {
-        row["row"]: (
-            models.index(row["student"]), row["sampler"], row["guidance_scale"], row["nfe"]
-        )
-        for row in rows
-    }  # fmt: skip
-    return sorted(pictures, key=lambda picture: places[picture.name])
-
-
-def png_uri(pixels: NDArray[np.uint8]) -> str:
-    """A picture (H, W, 3) as an address that holds it."""
-    from PIL import Image
-
-    image = Image.fromarray(pixels)
-    if (pixels[..., :1] == pixels).all():
-        image = image.convert("L")
-    file = io.BytesIO()
-    image.save(file, format="PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def lines_that_fit(pictures: int, columns: int, shape: tuple[int, ...], most: int = 5) -> int:
-    """Lines of every sample grid so that all together stay within the page's size; at least 1."""
-    scale = max(1, round(48 / shape[-1]))
-    bytes_a_line = pictures * columns * int(np.prod(shape)) * (1 if scale == 1 else 1.2)
-    return max(1, min(most, int(PIXELS / bytes_a_line)))
+    places = rows.assign(model=pd.factorize(rows["student"])[0])
+    order = places.sort_values(["model", "sampler", "guidance_scale", "nfe"]).index.tolist()
+    return [p.slide() for p in sorted(pictures, key=lambda picture: order.index(picture.name))]

@@ -1,13 +1,16 @@
 """Numbers that others published for ImageNet-64, beside ours and never among them.
 
 Read in the papers and repositories that `source` names; what only a third party quotes is left out.
+The frame has the columns of published.csv: who published which FID at how many network calls.
 """
 
-import csv
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
+
+from fewstep.report.frames import records
 
 DATASETS = {("imagenet-64x64.npz", 64, 1000): "imagenet64"}
 """By the file of reference statistics that the FIDs are against, resolution and classes: data of
@@ -15,24 +18,9 @@ that shape may be anything, and another reference gives other numbers for the sa
 FILE = Path(__file__).with_name("published.csv")
 
 
-@dataclass(frozen=True)
-class Published:
-    """A published FID: of `who`, at `nfe` network calls, with what to know about it."""
-
-    dataset: str
-    model: str
-    method: str
-    sampler: str
-    nfe: int
-    fid: float
-    who: str
-    note: str
-    source: str
-
-
 def published(
     metric: str, resolution: int, classes: int, reference_file: Mapping[str, str] | None
-) -> list[Published]:
+) -> pd.DataFrame:
     """Those that may stand beside ours, in the order of the file: FIDs against the same reference,
     no other metric's values.
 
@@ -41,23 +29,31 @@ def published(
     """
     reference = reference_file["url"].rpartition("/")[2] if reference_file else ""
     dataset = DATASETS.get((reference, resolution, classes)) if metric == "FID" else None
-    with FILE.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["dataset"] == dataset]
-    return [Published(**{**r, "nfe": int(r["nfe"]), "fid": float(r["fid"])}) for r in rows]
+    found = pd.read_csv(FILE, keep_default_na=False, dtype={"fid": float})
+    return found[found["dataset"] == dataset]
 
 
-def beside(row: Mapping[str, Any], others: Sequence[Published]) -> list[Published]:
+def with_published(rows: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
+    """Rows with the columns `published` and `published_source`, where anything may stand there."""
+    if others.empty:
+        return rows
+    found = [beside(row, others) for row in records(rows)]
+    sources = ["; ".join(like["source"]) for like in found]
+    return rows.assign(published=[as_text(like) for like in found], published_source=sources)
+
+
+def beside(row: Mapping[str, Any], others: pd.DataFrame) -> pd.DataFrame:
     """The published numbers of a row's like: the teacher with its sampler, or a student's method,
     at as many network calls."""
+    like = others["method"] == row["method"]
     if row["student"] == "teacher":
-        return [
-            p
-            for p in others
-            if p.model == "teacher" and (p.sampler, p.nfe) == (row["sampler"], row["nfe"])
-        ]
-    return [p for p in others if (p.method, p.nfe) == (row["method"], row["nfe"])]
+        like = (others["model"] == "teacher") & (others["sampler"] == row["sampler"])
+    return others[like & (others["nfe"] == row["nfe"])]
 
 
-def as_text(found: list[Published]) -> str:
+def as_text(found: pd.DataFrame) -> str:
     """One cell: `1.51 (DMD2: GAN from the start)`, several with semicolons between."""
-    return "; ".join(f"{p.fid:g} ({p.who}{': ' if p.note else ''}{p.note})" for p in found)
+    return "; ".join(
+        f"{p['fid']:g} ({p['who']}{': ' if p['note'] else ''}{p['note']})"
+        for p in found.to_dict("records")
+    )

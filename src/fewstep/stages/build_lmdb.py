@@ -3,10 +3,12 @@
 import os
 
 from fewstep.data.ingest import ingest
+from fewstep.data.provide import provide
 from fewstep.data.sources import open_source
 from fewstep.params import Params
-from fewstep.stages.download_data import provide
-from fewstep.train import DATA
+from fewstep.paths import DATA
+
+HELP = "turn data.source into artifacts/data.lmdb"
 
 
 def run(params: Params) -> None:
@@ -17,5 +19,8 @@ def run(params: Params) -> None:
     manifest = ingest(source, DATA, workers=workers, on_error=d.on_error or "stop")
     skipped = f", {len(manifest['skipped'])} skipped" if manifest["skipped"] else ""
     print(f"build-lmdb: {manifest['images']} images from {source.name} in {DATA}{skipped}")
+    if manifest["changed"]:
+        changed = ", ".join(f"{count} {change}" for change, count in manifest["changed"].items())
+        print(f"build-lmdb: images that decoding changed: {changed}")
     if manifest["note"]:
         print(f"build-lmdb: note: {manifest['note']}")

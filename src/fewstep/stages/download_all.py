@@ -1,26 +1,34 @@
 """`fewstep download-all`: every file that params.yaml names, fetched before anything runs."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from fewstep.download import CACHE, downloads, fetch
 from fewstep.params import Download, Params
 from fewstep.stages import download_data
 
+HELP = "fetch and verify every file of params.yaml; print each sha256 that is unknown"
+
 
 def run(params: Params) -> None:
     """Fetch and verify the data, the teacher, the imports, the metric's weights and reference.
 
-    What fails does not keep the others from being fetched.
+    A file that fails does not prevent the others from being fetched.
 
     Raises:
-        ValueError: all that is missing or not what its sha256 says, a line each; of files whose
-            sha256 is unknown the one that they have.
+        ValueError: files are missing or do not match their sha256, one line each; for an unknown
+            sha256, the line has the one to enter.
         ConnectionError: the network failed.
     """
-    problems = [*_problems(lambda: download_data.run(params))]
-    for key, file in downloads(params):
-        problems += _problems(lambda key=key, file=file: _fetch(key, file))
+    files = [partial(_fetch, key, file) for key, file in downloads(params)]
+    jobs: list[Callable[[], None]] = [partial(download_data.run, params), *files]
+    problems: list[str] = []
+    for job in jobs:
+        try:
+            job()
+        except ValueError as error:
+            problems.append(str(error))
     if problems:
         raise ValueError("\n".join(problems))
 
@@ -28,11 +36,3 @@ def run(params: Params) -> None:
 def _fetch(key: str, file: Download) -> None:
     path = fetch(file.url, file.sha256, CACHE, key=key)
     print(f"download-all: {key}: {Path(file.url).name}, sha256 {file.sha256[:12]}, in {path}")
-
-
-def _problems(work: Callable[[], None]) -> list[str]:
-    try:
-        work()
-    except ValueError as error:
-        return [str(error)]
-    return []

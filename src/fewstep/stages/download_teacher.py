@@ -1,12 +1,15 @@
 """`fewstep download-teacher`: the teacher's weights, verified -> artifacts/models/teacher."""
 
-from fewstep.params import Params
-from fewstep.stages import download_model, train
+from fewstep.interop.install import install
+from fewstep.params import Download, Params
+from fewstep.stages import train
+
+HELP = "fetch and verify the teacher's weights, or train them (teacher.train)"
 
 
 def run(params: Params) -> None:
     teacher = params.teacher
     if teacher.train is not None:
         train.run(params, "teacher")
-        return
-    download_model.install("teacher", str(teacher.url), str(teacher.sha256), params)
+    else:
+        install("teacher", Download(str(teacher.url), str(teacher.sha256)), params)

@@ -1,12 +1,25 @@
 """`fewstep plan`: what the experiment of params.yaml costs on given hardware; trains nothing."""
 
 import shutil
+from argparse import ArgumentParser
 
-from fewstep import plan
-from fewstep.flops import forward_flops
 from fewstep.params import Params
-from fewstep.plan import GB, GPUS, Hardware
-from fewstep.sample import nfe
+from fewstep.planning import plan
+from fewstep.planning.describe import describe
+from fewstep.planning.plan import GB, GPUS, Hardware
+
+HELP = "print what the experiment costs: FLOPs, memory, hours, disk; runs nothing"
+
+
+def arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--gpu", default="h100", help="kind of GPU; default: h100")
+    parser.add_argument("--gpus", type=int, default=8, help="GPUs per node; default: 8")
+    parser.add_argument("--nodes", type=int, default=1, help="number of nodes; default: 1")
+    text = "share of the data sheet's FLOP/s that is reached; default: 0.2"
+    parser.add_argument("--utilisation", type=float, default=0.2, help=text)
+    parser.add_argument("--disk", type=float, help="free GB on the disk; default: as on this one")
+    text = "number of images in the data; default: the fewest that will do"
+    parser.add_argument("--images", type=int, help=text)
 
 
 def run(
@@ -21,11 +34,11 @@ def run(
     """Print the plan.
 
     Args:
-        disk: free GB; None: what is free here.
-        images: of the data; None: the fewest that the params need.
+        disk: free GB; None for the free space of this disk.
+        images: number of images in the data; None for the fewest that the params need.
 
     Raises:
-        ValueError: an unknown GPU, numbers that no machine has, or too few images.
+        ValueError: an unknown GPU, impossible numbers, or too few images.
     """
     if gpu not in GPUS or min(gpus, nodes) < 1 or not 0 < utilisation <= 1:
         raise ValueError(
@@ -41,69 +54,3 @@ def run(
     hardware = Hardware(GPUS[gpu], gpus, nodes, utilisation, free)
     students = list(plan.plan_students(params, hardware.world))
     print("\n".join(describe(params, students, hardware, gpu, images)))
-
-
-def describe(
-    params: Params,
-    students: list[plan.StudentPlan],
-    hardware: Hardware,
-    gpu: str,
-    images: int | None = None,
-) -> list[str]:
-    """The plan, a line at a time."""
-    network = plan.meta_network(params)
-    forward, _ = forward_flops(network, params)
-    rate = hardware.rate(params.precision)
-    lines = [
-        f"network: {plan.count(network) / 1e6:.1f} M parameters, forward pass of an image "
-        f"{forward / 1e9:.1f} GFLOP",
-        f"hardware: {hardware.nodes} x {hardware.gpus} x {gpu}, {params.precision}, "
-        f"{hardware.utilisation:.0%} of their FLOP/s (a guess: --utilisation), "
-        f"{rate / 1e12:.0f} TFLOP/s",
-    ]
-    training = drawing = 0.0
-    for student in students:
-        training += (spent := student.hours(hardware, params.precision))
-        lines += student_lines(student, rate, spent)
-    for name, row in params.rows.items():
-        calls = nfe(row.sampler, row.steps, row.guidance_scale)
-        drawing += (spent := plan.row_flops(row, params, forward) / rate / 3600)
-        drawn = plan.row_images(row, params)
-        lines.append(f"row {name}: {calls} NFE, {drawn:,} images, {duration(spent)}")
-    lines += [
-        f"in all: {duration(training + drawing)} on {hardware.world} x {gpu}, "
-        f"{(training + drawing) * hardware.world:,.1f} GPU hours: training {duration(training)}, "
-        f"rows {duration(drawing)}; scoring the rows and fetching files come on top",
-        disk_line(params, students, images),
-    ]
-    if forward < plan.SMALL:
-        lines.append("warning: a network this small keeps no GPU busy: it will take far longer")
-    return lines + [
-        f"warning: {text}" for text in plan.warnings(params, students, hardware, images)
-    ]
-
-
-def student_lines(student: plan.StudentPlan, rate: float, hours: float) -> list[str]:
-    """What a training takes: time, then memory."""
-    parts = ", ".join(f"{part} {b / GB:.1f}" for part, b in student.memory.items() if b)
-    share = student.validation_flops / (student.training_flops + student.validation_flops)
-    return [
-        f"train {student.name}: {student.block.kimg:,.0f} kimg, "
-        f"{student.flops / 1e9:,.1f} GFLOP an image, {rate / student.flops:,.0f} images/s, "
-        f"{duration(hours)}, of which validation {share:.0%}",
-        f"  memory of a GPU: {student.total_memory / GB:.1f} GB ({parts})",
-    ]
-
-
-def disk_line(params: Params, students: list[plan.StudentPlan], images: int | None) -> str:
-    disk = plan.disk_parts(params, students, images)
-    parts = ", ".join(f"{part} {b / GB:.1f}" for part, b in disk.items())
-    data = f"{images:,}" if images else f"{plan.images_needed(params):,}, the fewest that will do"
-    return f"disk: {sum(disk.values()) / GB:.1f} GB ({parts}); images of the data: {data}"
-
-
-def duration(hours: float) -> str:
-    """`23 h`, `1.5 h`, `12 min`, `8 s`."""
-    if hours >= 1:
-        return f"{hours:.0f} h" if hours >= 10 else f"{hours:.1f} h"
-    return f"{hours * 60:.0f} min" if hours >= 1 / 60 else f"{hours * 3600:.0f} s"

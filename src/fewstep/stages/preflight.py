@@ -1,9 +1,12 @@
-"""`fewstep preflight NAME`: all that can be checked before a training; trains nothing."""
+"""`fewstep preflight NAME`: whatever can be checked before a training; trains nothing."""
 
-from fewstep.launch import ranks
-from fewstep.methods import student_block
+from fewstep.method import student_block
 from fewstep.params import Params
-from fewstep.preflight import preflight
+from fewstep.planning.preflight import preflight
+from fewstep.training.launch import ranks
+
+HELP = "check, on all GPUs, what a student's training needs; trains nothing"
+NAME = "a student of params.yaml"
 
 
 def run(params: Params, name: str) -> None:

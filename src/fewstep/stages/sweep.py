@@ -1,8 +1,8 @@
 """`fewstep sweep`: write the rows of params.yaml: sweeps into params.yaml: rows.
 
-DVC and Snakemake make a job of each key of `rows`, so what is measured has to stand there. The
-block is what one edits; this command makes the rows follow, and every other command refuses
-params in which they do not.
+DVC and Snakemake make one job per key of `rows`, so every measured row must be listed there. Users
+edit `sweeps`, and this command updates `rows`; all other commands refuse params in which the two
+disagree.
 """
 
 import re
@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.files import atomic_path
-from fewstep.params import Params, ParamsError, load_params, plain, swept_rows
+from fewstep.params import ParamsError, load_params, plain, swept_rows
+
+HELP = "write the rows of params.yaml: sweeps into params.yaml"
+TAKES_PATH = True
 
 
-def run(params: Params, path: str = "params.yaml") -> None:
-    """Add, change and remove the rows that belong to a sweep; every other byte stays.
+def run(path: str) -> None:
+    """Add, change and remove the rows of sweeps; every other byte of the file stays.
 
     Raises:
-        ValueError: rows that are not a block of lines, or that the sweeps make wrong.
+        ValueError: `rows` is not written as a block of lines, or a sweep's rows are invalid.
     """
-    sweeps = plain(params.sweeps or {})
+    sweeps = plain(load_params(path, swept=False).sweeps or {})
     wanted, text = swept_rows(sweeps), Path(path).read_text()
     with atomic_path(path) as temporary:
         temporary.write_text(follow(text, list(sweeps), wanted))
@@ -31,10 +34,10 @@ def run(params: Params, path: str = "params.yaml") -> None:
 
 
 def follow(text: str, sweeps: list[str], wanted: dict[str, dict[str, Any]]) -> str:
-    """params.yaml with the wanted rows, a line each, in the place of those that the sweeps had."""
+    """params.yaml with the wanted rows, one line each, in place of the sweeps' earlier rows."""
     lines = text.splitlines()
     if "rows:" not in (bare := [line.partition("#")[0].rstrip() for line in lines]):
-        raise ValueError("need rows as a block, one below the other (params.yaml: rows)")
+        raise ValueError("need rows as a block, one per line, got none (params.yaml: rows)")
     start = bare.index("rows:") + 1
     after = (i for i in range(start, len(lines)) if re.match(r"[^\s#]", lines[i]))
     end = next(after, len(lines))

@@ -1,14 +1,20 @@
 """`fewstep train NAME`: a student by its method -> artifacts/models/NAME."""
 
-from fewstep.launch import ranks
+from fewstep.method import student_block
 from fewstep.params import Params
-from fewstep.preflight import preflight
-from fewstep.train import student_block, train
+from fewstep.planning.preflight import preflight
+from fewstep.training.launch import ranks
+from fewstep.training.loop import train
+from fewstep.training.tracking import Tracker
+
+HELP = "train a student on all GPUs"
+NAME = "a student of params.yaml"
 
 
 def run(params: Params, name: str) -> None:
     student_block(name, params)
     with ranks(params.device) as rank:
-        if rank.device.type == "cuda" or rank.world > 1:  # what is slow or dear to get wrong
+        # an expensive training is checked first; a small one on a CPU would take longer to check
+        if rank.device.type == "cuda" or rank.world > 1:
             preflight(name, params, rank)
-        train(name, params, rank)
+        train(name, params, rank, Tracker())

@@ -1,0 +1,98 @@
+"""params.yaml as plain values, without what two readers of YAML would read differently.
+
+This package and Snakemake read YAML 1.1, DVC reads YAML 1.2.
+"""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fewstep.params.problems import KeyPath, ParamsError, Report, show
+
+_FLOAT = "tag:yaml.org,2002:float"
+# What both versions read alike: not `on`, `010` or `1_000`.
+_ALIKE = {
+    "tag:yaml.org,2002:bool": re.compile("true|True|TRUE|false|False|FALSE"),
+    "tag:yaml.org,2002:int": re.compile(r"[-+]?(0|[1-9][0-9]*)"),
+    _FLOAT: re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+][0-9]+)?"),
+}
+
+
+def read(path: Path, report: Report) -> dict[str, Any]:
+    """The file as plain values; reports duplicate keys and values that YAMLs read differently.
+
+    Raises:
+        ParamsError: no such file, or one that is no YAML mapping.
+    """
+    try:
+        raw = _parse(path, report)
+    except FileNotFoundError:
+        raise ParamsError(
+            f"{path}: no such file; run in the repository's root, or copy a preset from config/"
+        ) from None
+    except OSError as error:
+        raise ParamsError(f"{path}: cannot be read: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ParamsError(f"{path}: not valid YAML: {where}{error.problem}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ParamsError(f"{path}: not valid YAML: {reason}") from None
+    if not isinstance(raw, dict):
+        got = "an empty file" if raw is None else show(raw)
+        raise ParamsError(f"{path}: need a mapping of keys to values, got {got}")
+    return raw
+
+
+def _parse(path: Path, report: Report) -> Any:  # noqa: ANN401
+    loader = yaml.SafeLoader(path.read_bytes())
+    root = loader.get_single_node()
+    if root is None:
+        return None
+    _check(root, (), report, set())
+    return loader.construct_document(root)
+
+
+def _check(node: yaml.Node, path: KeyPath, report: Report, seen: set[int]) -> None:
+    if id(node) in seen:  # an alias, which may even lie inside its own anchor
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        _check_mapping(node, path, report, seen)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            _check(item, (*path, index), report, seen)
+    elif isinstance(node, yaml.ScalarNode) and node.style is None and _is_repr(node.value):
+        node.tag = _FLOAT
+    elif node.tag in _ALIKE:
+        text = node.value
+        if not _ALIKE[node.tag].fullmatch(text):
+            message = f"YAML 1.1 and 1.2 may read {text} differently; write a finite decimal number"
+            report.refuse(path, f"{message}, true or false, or put text in quotes")
+        elif node.tag == _FLOAT and not math.isfinite(float(text)):
+            report.refuse(path, f"need a finite number, got {text}")
+
+
+def _check_mapping(node: yaml.MappingNode, path: KeyPath, report: Report, seen: set[int]) -> None:
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue  # a mapping as a key: `construct_document` refuses it
+        line = key.start_mark.line + 1
+        if key.value in lines:
+            message = f"key given twice, in lines {lines[key.value]} and {line}"
+            report.refuse((*path, key.value), message)
+        lines[key.value] = line
+        _check(value, (*path, key.value), report, seen)
+
+
+def _is_repr(text: str) -> bool:
+    """Whether `text` is Python's way of writing a small or large number, such as 1e-05.
+
+    YAML 1.1 reads that as a string, but `dvc exp run -S` writes it and can write nothing else.
+    """
+    return re.fullmatch(r"-?[1-9]e[-+][0-9]+", text) is not None and repr(float(text)) == text

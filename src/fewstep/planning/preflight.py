@@ -1,0 +1,229 @@
+"""Checks of what can go wrong in a long training, made beforehand on all processes at once.
+
+Processes agree after each check. If one fails, all of them stop with its number and its reason, so
+that none is left waiting in a collective for one that is gone.
+"""
+
+import netrc
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fewstep.data.lmdb import ImageDataset
+from fewstep.distributed import Rank
+from fewstep.files import sha256_file
+from fewstep.method import student_block
+from fewstep.networks.denoiser import PRECISIONS
+from fewstep.networks.weights import read_safetensors
+from fewstep.params import Params, Student
+from fewstep.paths import DATA, MODELS
+from fewstep.planning.plan import GB, plan_student
+from fewstep.training.feed import check_world
+from fewstep.training.loop import Run
+from fewstep.training.stopwatch import peak_memory
+
+PATIENCE = timedelta(minutes=5)  # for the slowest process to reach a check
+BYTES = 1 << 26  # to all-reduce
+
+
+def preflight(name: str, params: Params, rank: Rank, thorough: bool = False) -> None:
+    """Check processes, disk, data, models, W&B and all-reduce, and try one step of that student.
+
+    Args:
+        thorough: read all data, and try the step in every precision.
+
+    Raises:
+        ValueError: a check failed. All processes raise it, with the reason of the first to fail.
+    """
+    block = student_block(name, params)
+    group = _arrive(rank)
+    checks: dict[str, Callable[[], str]] = {
+        "processes": lambda: check_processes(name, block, rank),
+        "disk": lambda: check_disk(name, block, params, rank),
+        "data": lambda: check_data(params, rank, thorough),
+        "models": lambda: check_models(name, block, params),
+        "wandb": lambda: check_wandb(params),
+        "all-reduce": lambda: check_all_reduce(rank),
+        params.precision: lambda: dry_run(name, params, rank),
+    }
+    for what, check in checks.items():
+        agree(what, check, rank, group)
+    if thorough:
+        same = {params.precision, *(["tf32"] if rank.device.type == "cpu" else [])}
+        for precision in [p for p in PRECISIONS if p not in same]:
+            other = replace(params, precision=precision)
+            with suppress(ValueError):  # printed only: this training does not need it
+                agree(precision, lambda other=other: dry_run(name, other, rank), rank, group)
+
+
+def _arrive(rank: Rank) -> dist.ProcessGroup | None:
+    """A group in which processes exchange results through the CPU, even if NCCL is broken.
+
+    Raises:
+        ValueError: some processes do not arrive.
+    """
+    if rank.world == 1:
+        return None
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert isinstance(group, dist.ProcessGroup), "all processes are members"
+    try:
+        dist.monitored_barrier(group, timeout=PATIENCE, wait_all_ranks=True)
+    except RuntimeError as error:
+        raise ValueError(f"need all {rank.world} processes, got: {error}") from error
+    return group
+
+
+def agree(
+    what: str, check: Callable[[], str], rank: Rank, group: dist.ProcessGroup | None = None
+) -> None:
+    """Run a check on this and every other process, and return only if all pass.
+
+    Args:
+        check: returns what it found, for the line that the first process prints. After failing, it
+            must not enter a collective.
+
+    Raises:
+        ValueError: a check failed here or elsewhere; names the first one's process, machine and
+            reason.
+    """
+    try:
+        mine = (True, check())
+    except Exception as error:  # of any kind: the others must hear of it
+        reason = " ".join(str(error).split()) or type(error).__name__
+        mine = (False, f"process {rank.index} on {socket.gethostname()}: {reason}")
+    answers = [mine] * rank.world
+    if group is not None:
+        dist.all_gather_object(answers, mine, group=group)
+    failed = [text for passed, text in answers if not passed]
+    if rank.first:
+        print(f"preflight: {what}: {failed[0] if failed else answers[0][1]}", flush=True)
+    if failed:
+        more = f" ({len(failed)} of {rank.world} processes)" if len(failed) > 1 else ""
+        raise ValueError(f"{what}: {failed[0]}{more}")
+
+
+def check_processes(name: str, block: Student, rank: Rank) -> str:
+    each = check_world(name, block, rank.world)
+    return f"{rank.world} x {rank.device.type}, {each} micro-batches of {block.batch_gpu} each"
+
+
+def check_disk(name: str, block: Student, params: Params, rank: Rank) -> str:
+    """There is room for states, snapshots and model, on the disk that all processes share."""
+    if not rank.first:
+        return ""
+    planned = plan_student(name, block, params, rank.world)
+    need, free = planned.disk_while + planned.disk_after, shutil.disk_usage(".").free
+    if need > free:
+        raise ValueError(
+            f"need {need / GB:.1f} GB, got {free / GB:.1f} free (params.yaml: students.{name}."
+            "phema.snapshot_kimg, keep_checkpoints)"
+        )
+    return f"{need / GB:.1f} of {free / GB:.1f} GB free"
+
+
+def check_data(params: Params, rank: Rank, thorough: bool) -> str:
+    """The LMDB fits the params; if `thorough`, its content matches its sha256."""
+    d, dataset = params.data, ImageDataset(DATA, params.data.classes)
+    dataset.check(d.resolution, d.channels, d.classes)
+    if thorough and rank.first:
+        dataset.verify()
+    return f"{len(dataset)} images, sha256 {dataset.content_sha256()[:12]}"
+
+
+def check_models(name: str, block: Student, params: Params) -> str:
+    """The teacher is the one that the params name, and all models that are needed are readable."""
+    if name == "teacher":
+        return "none needed"
+    wanted = {"teacher", block.init_from or "teacher"}
+    files = {model: MODELS / model / "model.safetensors" for model in sorted(wanted)}
+    shas = {model: sha256_file(file) for model, file in files.items() if file.exists()}
+    if gone := [model for model in files if model not in shas]:
+        raise ValueError(f"need the finished model {gone[0]}, got nothing at {files[gone[0]]}")
+    about = read_safetensors(files["teacher"])[1]
+    named = params.teacher.sha256
+    if named and about.get("sha256", named) != named:
+        raise ValueError(
+            f"need the teacher with sha256 {named}, got {about['sha256']} in {files['teacher']}; "
+            "run fewstep download-teacher (params.yaml: teacher.sha256)"
+        )
+    return ", ".join(f"{model} {sha256[:12]}" for model, sha256 in shas.items())
+
+
+def check_wandb(params: Params) -> str:
+    """If W&B is to be used online, there is a key."""
+    mode = params.tracking.wandb.mode
+    if mode == "disabled":
+        return mode
+    if mode == "online" and not (os.environ.get("WANDB_API_KEY") or _logged_in()):
+        raise ValueError(
+            "need a key of W&B: WANDB_API_KEY, or `wandb login` (params.yaml: tracking.wandb.mode; "
+            "offline needs none)"
+        )
+    return mode
+
+
+def _logged_in() -> bool:
+    """Whether `wandb login` left a key."""
+    with suppress(OSError, netrc.NetrcParseError):
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    return False
+
+
+def check_all_reduce(rank: Rank) -> str:
+    """The devices can sum over processes; with NCCL, a broken network shows here.
+
+    Raises:
+        ValueError: the sum is wrong.
+        RuntimeError: it took too long.
+    """
+    if rank.world == 1:
+        return "alone"
+    group = dist.new_group(timeout=PATIENCE)
+    values = torch.full((BYTES // 4,), float(rank.index + 1), device=rank.device)
+    started = time.perf_counter()
+    dist.all_reduce(values, group=group)
+    expected, got = rank.world * (rank.world + 1) / 2, {float(values[0]), float(values[-1])}
+    seconds = time.perf_counter() - started
+    if got != {expected}:
+        raise ValueError(f"need a sum of {expected}, got {got}")
+    return f"{BYTES / GB / seconds:.2f} GB/s over {dist.get_backend()}"
+
+
+def dry_run(name: str, params: Params, rank: Rank) -> str:
+    """Train on one micro-batch in each phase, each process on its own; writes nothing.
+
+    Raises:
+        FloatingPointError: a loss is not finite.
+        RuntimeError: for example, memory is too small.
+    """
+    block = student_block(name, params)
+    block = replace(block, batch=block.batch_gpu, validation=None)
+    alone = Rank(0, 1, rank.device)
+    if rank.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(rank.device)
+    started = time.perf_counter()
+    run = Run(name, block, params, alone, ImageDataset(DATA, params.data.classes))
+    batches, prepared = run.feed(0), list[Any]()
+    for phase in run.method.phases(0):
+        run.update(phase, batches, prepared)
+    run.averages.update(0)
+    for phase, _, _, loss in run.nonfinite.unseen:
+        if not bool(loss.isfinite()):
+            raise FloatingPointError(
+                f"the loss of the {phase} is {float(loss)} in {params.precision} "
+                "(params.yaml: precision)"
+            )
+    seconds, peak = time.perf_counter() - started, peak_memory(rank.device)
+    del run, batches, prepared  # free the memory for the training itself
+    if rank.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return f"a step of {block.batch_gpu} images, {seconds:.1f} s, {peak / GB:.1f} GB"

@@ -1,0 +1,1 @@
+"""Images from denoisers: batches of seeds, and whole rows of the results table."""

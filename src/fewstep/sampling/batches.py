@@ -1,0 +1,87 @@
+"""Images in batches, from seeds, classes and the sampler of a row."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fewstep.distributed import to_device
+from fewstep.networks.denoiser import one_hot
+from fewstep.params import Generate, Params, Row
+from fewstep.theory.guidance import guided
+from fewstep.theory.noise import Schedule
+from fewstep.theory.sample import SeededNoise, sample, to_uint8
+from fewstep.theory.solve import ConditionalDenoise
+
+Seeds = TypeVar("Seeds", range, list[int])
+Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""A batch of images (B, C, H, W) and their classes (B,)."""
+
+
+@torch.no_grad()
+def generate_batches(
+    params: Params,
+    row: Row,
+    denoiser: ConditionalDenoise,
+    parts: Iterable[Sequence[int]],
+    device: torch.device,
+    classes: Iterable[int] | None = None,
+) -> Iterator[Images]:
+    """Sample each batch of seeds as the row says; yield its images and classes.
+
+    On a GPU, a batch is yielded after the next one is launched: saving one then overlaps with
+    sampling the other.
+
+    Args:
+        classes: the class of each image; None for the policy of params.generate.labels.
+
+    Raises:
+        FloatingPointError: an image is not finite.
+    """
+    d, n = params.data, params.noise
+    denoise = guided(denoiser, row.guidance_scale)
+    sigmas = Schedule(n.sigma_min, n.sigma_max, n.rho).nodes(row.steps)
+    given, launched = iter(classes or ()), deque[tuple[Sequence[int], Tensor, Tensor]]()
+    for part in parts:
+        noise = SeededNoise(part, (d.channels, d.resolution, d.resolution), device)
+        # labels are always drawn, so that what the sampler draws does not depend on the policy
+        latents, drawn = noise(), noise.labels(d.classes)
+        balanced = torch.tensor(list(part)) % d.classes
+        labels = balanced if params.generate.labels == "balanced" else drawn
+        if classes is not None:
+            labels = torch.tensor(list(islice(given, len(part))))
+        rows = to_device(one_hot(labels, d.classes), device)
+        churn = asdict(row.churn) if row.churn else None
+        x = sample(row.sampler, denoise, noise, latents, rows, sigmas, churn)
+        launched.append((part, labels, x))
+        if device.type == "cpu" or len(launched) > 1:
+            yield _finished(row, *launched.popleft())
+    for last in launched:
+        yield _finished(row, *last)
+
+
+def _finished(row: Row, seeds: Sequence[int], labels: Tensor, x: Tensor) -> Images:
+    if not bool(torch.isfinite(x).all()):
+        raise FloatingPointError(
+            f"{row.model} gave images that are not finite: {row.sampler}, {row.steps} steps, "
+            f"guidance_scale {row.guidance_scale}, seeds {seeds[0]} to {seeds[-1]}"
+        )
+    return to_uint8(x).cpu().numpy(), labels.numpy()
+
+
+def seed_ranges(generate: Generate, row: Row) -> list[range]:
+    """The row's disjoint ranges of seeds, one after the other; all rows share the first."""
+    count = row.seed_ranges or generate.seed_ranges or 1
+    starts = (generate.first_seed + generate.images * i for i in range(count))
+    return [range(start, start + generate.images) for start in starts]
+
+
+def batches(seeds: Seeds, batch: int) -> list[Seeds]:
+    """Seeds to sample together. They do not depend on the number of ranks, nor does rounding."""
+    return [seeds[start : start + batch] for start in range(0, len(seeds), batch)]

@@ -1,0 +1,1 @@
+"""The mathematics of diffusion and distillation: pure functions, tensors in, tensors out."""

@@ -1,0 +1,104 @@
+"""`fewstep sample`: the images of models and of checkpoints, as pictures and arrays."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiment import set_up
+from fewstep.cli import main
+from fewstep.params import Params
+from fewstep.paths import MODELS
+from fewstep.stages import generate
+from fewstep.stages.sample import parse
+from parity import structure_pickle
+from places import VECTORS
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    return set_up(tmp_path, monkeypatch, images=8)
+
+
+def images(folder: str) -> np.ndarray:
+    with np.load(Path(folder) / "images.npz") as file:
+        return file["images"].astype(int)
+
+
+def test_images_are_those_that_a_row_draws(toy: Params) -> None:
+    generate.run(toy, "teacher-euler-4")
+    with np.load(generate.SAMPLES / "teacher-euler-4.npz") as file:
+        expected = file["images"].astype(int)
+    main("sample teacher --seeds 3-9 --classes 3-9 --sampler euler --steps 4 --out o".split())
+    assert np.abs(images("o") - expected[3:10]).max() <= 1, "a grey level of rounding"
+
+
+def test_pictures_and_arrays_are_the_same_images(toy: Params) -> None:
+    main("sample teacher --seeds 0-11,40 --classes 2,5 --steps 1 --sampler ddim --out o".split())
+    with np.load("o/images.npz") as file:
+        drawn, labels, seeds = (file[key] for key in ("images", "labels", "seeds"))
+    assert seeds.tolist() == [*range(12), 40] and labels.tolist() == [2, 5] * 6 + [2]
+    for image, label, seed in zip(drawn, labels, seeds, strict=True):
+        with Image.open(f"o/{seed:06d}-class{label}.png") as png:
+            assert np.array_equal(np.asarray(png)[..., 0], image[0])
+    with Image.open("o/grid.png") as png:
+        scale = (png.width + 2) // 10 - 2
+        assert scale % 16 == 0 and png.height == 2 * (scale + 2) - 2
+    assert len(list(Path("o").iterdir())) == 13 + 2
+
+
+def test_a_student_is_sampled_as_it_was_trained(
+    toy: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cd", "dmd2-4", "dmd2-1"):
+        (MODELS / name).mkdir()
+        weights = (MODELS / "teacher" / "model.safetensors").read_bytes()
+        (MODELS / name / "model.safetensors").write_bytes(weights)
+        main(["sample", name, "--seeds", "0"])
+    said = capsys.readouterr().out
+    cd = toy.students["cd"].settings
+    assert f"of cd, ddim, {getattr(cd, 'steps')} NFE" in said  # noqa: B009
+    assert "of dmd2-4, renoise, 4 NFE" in said and "of dmd2-1, renoise, 1 NFE" in said
+    main(["sample", "dmd2-4", "--seeds", "0", "--guidance", "1.5", "--steps", "2"])
+    assert "of dmd2-4, renoise, 4 NFE" in capsys.readouterr().out, "guidance doubles two steps"
+
+
+def test_other_peoples_checkpoints_and_folders_are_sampled(
+    toy: Params, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main("sample artifacts/models/teacher --seeds 0 --steps 1 --sampler ddim --out a".split())
+    file = "artifacts/models/teacher/model.safetensors"
+    main(f"sample {file} --seeds 0 --steps 1 --sampler ddim --out b".split())
+    assert np.array_equal(images("a"), images("b"))
+    text = Path("params.yaml").read_text()
+    text = text.replace("model_channels: 16", "model_channels: 32")
+    Path("params.yaml").write_text(text.replace("channels: 1\n", "channels: 3\n"))
+    Path("teacher.pkl").write_bytes(structure_pickle(VECTORS))
+    main("sample teacher.pkl --seeds 0-3 --steps 1 --sampler ddim --out c".split())
+    assert images("c").shape == (4, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("nobody", r"need a finished model \(teacher, cd, .* got 'nobody'"),
+        ("cd", r"need a finished model \(.* got 'cd'"),
+        ("teacher --seeds 3-", r"need numbers and ranges such as 0-63,100, got '3-' \(--seeds\)"),
+        ("teacher --seeds 9-3", r"need at least one number, got '9-3' \(--seeds\)"),
+        ("teacher --seeds 9223372036854775808", r"need numbers below 2\^63, got .* \(--seeds\)"),
+        ("teacher --classes 0,10", "need --classes below 10, got 10"),
+        ("teacher --sampler churn", "need --sampler of heun, euler, ddim, renoise, got 'churn'"),
+        ("teacher --steps -1", "need --steps of at least 1, got -1"),
+        ("teacher --steps 0", "need --steps of at least 1, got 0"),
+        ("params.yaml", "need an EDM pickle"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(arguments: str, message: str, toy: Params) -> None:
+    with pytest.raises(SystemExit, match=message):
+        main(["sample", *arguments.split()])
+    assert not Path("artifacts/pictures").exists()
+
+
+def test_lists_of_numbers() -> None:
+    assert parse("0-3,7, 5", "--seeds") == [0, 1, 2, 3, 7, 5]

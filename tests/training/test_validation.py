@@ -1,0 +1,241 @@
+"""Validation is what the stages do, on any number of ranks, and leaves training as it was."""
+
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+from experiment import set_up, tiny_params
+from fewstep.data.lmdb import ImageDataset
+from fewstep.distributed import Rank
+from fewstep.files import read_json
+from fewstep.metrics.reference import real_images
+from fewstep.networks.layers import UNetBlock
+from fewstep.networks.weights import load_model
+from fewstep.params import Baseline, Generate, Params, Row, Validation, load_params
+from fewstep.paths import DATA, SAMPLES, SCORES
+from fewstep.stages import fid, generate, ref_stats
+from fewstep.training.validation import Validator
+
+ROW = "teacher-euler-4"
+ALONE = Rank(0, 1, torch.device("cpu"))
+SETTINGS = Validation(0.1, 20, 5, 120, "ddim", 2, 1.0)
+
+pytestmark = pytest.mark.filterwarnings("ignore:need 113 images")
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    set_up(tmp_path, monkeypatch)
+    return experiment()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def experiment() -> Params:
+    """That of the current folder; rows have 20 images from seed 5, against 120 real ones."""
+    params = load_params()
+    return replace(
+        params,
+        generate=Generate(20, 8, 5, "balanced"),
+        metric=replace(params.metric, reference_images=120),
+    )
+
+
+def validator(params: Params, **changes: Any) -> Validator:  # noqa: ANN401
+    return Validator(params, replace(SETTINGS, **changes), ImageDataset(DATA), ALONE)
+
+
+def staged(params: Params, row: Row) -> float:
+    """The value that the stages give for that row."""
+    params = replace(params, rows=MappingProxyType({"row": row}))
+    ref_stats.run(params)
+    generate.run(params, "row")
+    fid.run(params, "row")
+    return read_json(SCORES / "row.json")["value"]
+
+
+# --- the same code -----------------------------------------------------------------------------
+
+
+def test_a_score_is_what_the_stages_give(toy: Params) -> None:
+    row = Row("teacher", "renoise", 2, 1.5)
+    v = validator(toy, sampler=row.sampler, guidance_scale=row.guidance_scale)
+    denoiser, _ = load_model("teacher", toy)
+    value, images = v.student(denoiser, "teacher")
+    assert value == pytest.approx(staged(toy, row), rel=1e-5)
+    with np.load(SAMPLES / "row.npz") as samples:
+        np.testing.assert_array_equal(samples["images"], images)
+
+
+def test_the_teachers_score_is_that_of_its_own_row(toy: Params) -> None:
+    """Sampled as `teacher` says and without guidance, whatever the student's settings."""
+    base = Baseline("heun", 3)
+    denoiser, _ = load_model("teacher", toy)
+    value = validator(toy, guidance_scale=2.0, steps=1).teacher(denoiser, base)
+    assert value == pytest.approx(staged(toy, Row("teacher", "heun", 3, 1.0)), rel=1e-5)
+
+
+def test_a_score_is_repeatable_and_tells_networks_apart(toy: Params) -> None:
+    v, (denoiser, _) = validator(toy), load_model("teacher", toy)
+    first, images = v.student(denoiser, "cd")
+    torch.rand(3)
+    again, same = v.student(denoiser, "cd")
+    assert first == again and np.array_equal(images, same)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.mul_(1.1)
+    assert v.student(denoiser, "cd")[0] != first
+
+
+# --- what it leaves ----------------------------------------------------------------------------
+
+
+def test_a_network_is_scored_in_eval_mode_and_left_in_its_own(toy: Params) -> None:
+    v, (denoiser, _) = validator(toy, steps=1), load_model("teacher", toy)
+    expected = v.student(denoiser, "cd")[0]
+    for block in denoiser.modules():
+        if isinstance(block, UNetBlock):
+            block.dropout = 0.5
+    seen: list[bool] = []
+    denoiser.register_forward_hook(lambda module, inputs, output: seen.append(module.training))
+    for training in (True, False):
+        denoiser.train(training).requires_grad_(training)
+        assert v.student(denoiser, "cd")[0] == expected, "no dropout"
+        assert all(module.training == training for module in denoiser.modules())
+        assert all(p.grad is None for p in denoiser.parameters())
+    assert seen and not any(seen)
+
+
+def test_scoring_draws_nothing_from_the_random_stream_of_training(toy: Params) -> None:
+    v, (denoiser, _) = validator(toy, sampler="renoise"), load_model("teacher", toy)
+    state = torch.get_rng_state()
+    v.student(denoiser, "cd")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- refusals ----------------------------------------------------------------------------------
+
+
+def test_a_reference_larger_than_the_data_is_refused(toy: Params) -> None:
+    match = r"need at most 200 reference images, .* got 201 \(params\.yaml: validation\.reference_i"
+    denoiser, _ = load_model("teacher", toy)
+    with pytest.raises(ValueError, match=match):
+        validator(toy, reference_images=201).student(denoiser, "cd")
+
+
+def test_a_training_without_validation_loads_no_feature_network(
+    toy: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        pytest.fail("nobody asked for a score")
+
+    monkeypatch.setattr("fewstep.training.validation.feature_network", load)
+    v = Validator(toy, None, ImageDataset(DATA), ALONE)
+    with pytest.raises(AssertionError, match="without validation, nothing is scored"):
+        v.student(load_model("teacher", toy)[0], "cd")
+
+
+def test_images_that_are_not_finite_are_named_with_their_row(toy: Params) -> None:
+    denoiser, _ = load_model("teacher", toy)
+    with torch.no_grad():
+        next(iter(denoiser.parameters())).fill_(float("nan"))
+    match = "cd gave images that are not finite: ddim, 2 steps, guidance_scale 1.0, seeds 5 to 12"
+    with pytest.raises(FloatingPointError, match=match):
+        validator(toy).student(denoiser, "cd")
+
+
+# --- images ------------------------------------------------------------------------------------
+
+
+def test_reference_images_are_the_same_for_every_seed_and_begin_larger_ones(toy: Params) -> None:
+    dataset = ImageDataset(DATA)
+    few, many = real_images(dataset, 50), real_images(dataset, 200)
+    assert np.array_equal(few, many[:50])
+    assert sorted(many) == list(range(200)), "each image once"
+
+
+# --- ranks -------------------------------------------------------------------------------------
+
+
+def score_on_rank(index: int, world: int, folder: str) -> None:
+    """One process of a group: score the teacher, and write what this rank found."""
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    meeting = f"file://{folder}/meeting"
+    dist.init_process_group("gloo", init_method=meeting, rank=index, world_size=world)
+    params, rank = experiment(), Rank(index, world, torch.device("cpu"))
+    v = Validator(params, replace(SETTINGS, images=21), ImageDataset(DATA), rank)
+    value, images = v.student(load_model("teacher", params)[0], "cd")
+    np.savez(f"rank{index}.npz", value=value, images=images, mean=v.reference.mean)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow  # two processes that import torch
+def test_two_ranks_give_the_score_of_one_bit_for_bit(
+    toy: Params, tmp_path: Path, one_thread: None
+) -> None:
+    v = validator(toy, images=21)
+    value, images = v.student(load_model("teacher", toy)[0], "cd")
+    spawn(score_on_rank, (2, str(tmp_path)), nprocs=2)
+    for index in range(2):
+        rank = np.load(f"rank{index}.npz")
+        assert float(rank["value"]) == value
+        np.testing.assert_array_equal(rank["images"], images)
+        np.testing.assert_array_equal(rank["mean"], v.reference.mean)
+
+
+STAGES = (ref_stats.run, partial(generate.run, name=ROW), partial(fid.run, name=ROW))
+
+
+def stage_on_rank(index: int, world: int, stage: int, folder: str, port: int) -> None:
+    """One process of a group, as torchrun starts it: a stage of the current experiment."""
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    os.environ.update(RANK=str(index), WORLD_SIZE=str(world), LOCAL_RANK=str(index))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    STAGES[stage](load_params())
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.mark.slow  # two processes that import torch
+def test_two_ranks_make_the_files_of_one(toy: Params, tmp_path: Path, one_thread: None) -> None:
+    tiny_params(
+        tmp_path,
+        data__source="toy.npz",
+        generate__images=21,
+        generate__batch=4,
+        generate__seed_ranges=2,
+        metric__reference_images=120,
+        metric__manifold={"k": 3, "density_k": 5},
+    )
+    files = ["ref-stats.npz", "ref-stats.json"]
+    files += [f"{kind}/{ROW}.json" for kind in ("samples", "scores")]
+    files += [f"samples/{ROW}.npz"]
+    for stage in STAGES:
+        stage(load_params())
+    alone = [(Path("artifacts") / file).read_bytes() for file in files]
+    for stage in range(3):
+        spawn(stage_on_rank, (2, stage, str(tmp_path), free_port()), nprocs=2)
+    assert [(Path("artifacts") / file).read_bytes() for file in files] == alone
