@@ -24,19 +24,30 @@ def _reconstruct_persistent_obj(meta: EasyDict) -> None:
     raise AssertionError("the importer called the persistence wrapper")
 
 
-@pytest.fixture
-def edm_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `pickle.dumps` write the names that EDM's own modules have."""
+def as_edm_modules() -> dict[str, types.ModuleType]:
+    """Give `pickle.dumps` the names that EDM's own modules have, until the process ends."""
+    modules = {}
     for item, name in (
         (EasyDict, "dnnlib.util"),
         (_reconstruct_persistent_obj, "torch_utils.persistence"),
     ):
-        monkeypatch.setattr(item, "__module__", name)
-        module = types.ModuleType(name)
-        setattr(module, item.__name__, item)
-        monkeypatch.setitem(sys.modules, name, module)
+        item.__module__ = name
+        modules[name] = types.ModuleType(name)
+        setattr(modules[name], item.__name__, item)
         package = name.split(".")[0]
-        monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
+        modules[package] = types.ModuleType(package)
+    sys.modules |= modules
+    return modules
+
+
+@pytest.fixture
+def edm_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `pickle.dumps` write the names that EDM's own modules have."""
+    for item in (EasyDict, _reconstruct_persistent_obj):
+        monkeypatch.setattr(item, "__module__", item.__module__)
+    for name in ("dnnlib.util", "dnnlib", "torch_utils.persistence", "torch_utils"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    as_edm_modules()
 
 
 class Call:

@@ -127,6 +127,7 @@ def test_a_download_goes_on_where_it_stopped(clone: Path, server: Server) -> Non
     assert (clone / "data" / "images.npz").read_bytes() == server.content
 
 
+@pytest.mark.slow
 def test_another_file_is_refused_and_removed(clone: Path, server: Server) -> None:
     wrong = {**given(server), "DATA_SHA256": "0" * 64}
     done = start(clone, "toy", "true", **wrong)
@@ -162,6 +163,7 @@ def test_what_is_missing_is_told_before_anything_is_fetched(
     assert not [*(clone / "artifacts").glob("*"), *(clone / "data").glob("*")]
 
 
+@pytest.mark.slow
 def test_checksums_that_nobody_publishes_are_put_into_the_params(
     clone: Path, server: Server
 ) -> None:

@@ -162,3 +162,11 @@ def test_a_replaced_folder_holds_the_copy_and_nothing_else(tmp_path: Path) -> No
     replace_folder(source, target)
     assert [(p.name, p.read_text()) for p in target.iterdir()] == [("new", "1")]
     assert [p.name for p in target.parent.iterdir()] == ["target"]
+
+
+def test_json_shows_what_a_terminal_would_obey(tmp_path: Path) -> None:
+    value = {"é\x9b2J": "\u202e\x1b[0m😀\n", "plain": "ü"}
+    write_json(tmp_path / "x.json", value)
+    text = (tmp_path / "x.json").read_text()
+    assert read_json(tmp_path / "x.json") == value
+    assert text.replace("\n", "").isprintable() and "é" in text and "😀" in text

@@ -23,6 +23,7 @@ from fronts import (
     snakemake_jobs,
 )
 
+SLOW = pytest.mark.slow
 PRESETS = sorted(file.stem for file in (ROOT / "config").glob("*.yaml"))
 
 
@@ -38,7 +39,9 @@ def different(left: dict[str, Job], right: dict[str, Job]) -> set[str]:
     return {name for name in left.keys() | right.keys() if left.get(name) != right.get(name)}
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "preset", [p if p in ("fmnist16", "tiny") else pytest.param(p, marks=SLOW) for p in PRESETS]
+)
 def test_both_front_ends_run_the_same_jobs(preset: str, tmp_path: Path) -> None:
     copy = copy_repository(tmp_path, preset)
     params = yaml.safe_load((copy / "params.yaml").read_text())
@@ -74,14 +77,42 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Job]
     ("file", "old", "new", "stages"),
     [
         ("dvc.yaml", "train ${key}", "train ${key} --fast", "train@"),
-        ("dvc.yaml", "      - ${code}/download-teacher.json\n", "", "download-teacher"),
-        ("dvc.yaml", "        - artifacts/settings/${key}.json\n", "", "train@"),
-        ("dvc.yaml", "artifacts/scores/${key}.json", "artifacts/values/${key}.json", "fid@"),
-        ("dvc.yaml", "params: [metric, generate.images]", "params: [metric]", "ref-stats"),
-        ("rules/rows.smk", "fewstep fid {", "fewstep score {", "fid@"),
-        ("rules/models.smk", '        "artifacts/settings/{student}.json",\n', "", "train@"),
-        ("rules/rows.smk", '        code("generate"),\n', "", "generate@"),
-        ("rules/results.smk", '        "artifacts/data.lmdb",\n', "", "results-table"),
+        pytest.param(
+            "dvc.yaml",
+            "      - ${code}/download-teacher.json\n",
+            "",
+            "download-teacher",
+            marks=SLOW,
+        ),
+        pytest.param(
+            "dvc.yaml", "        - artifacts/settings/${key}.json\n", "", "train@", marks=SLOW
+        ),
+        pytest.param(
+            "dvc.yaml",
+            "artifacts/scores/${key}.json",
+            "artifacts/values/${key}.json",
+            "fid@",
+            marks=SLOW,
+        ),
+        pytest.param(
+            "dvc.yaml",
+            "params: [metric, generate.images]",
+            "params: [metric]",
+            "ref-stats",
+            marks=SLOW,
+        ),
+        pytest.param("rules/rows.smk", "fewstep fid {", "fewstep score {", "fid@", marks=SLOW),
+        pytest.param(
+            "rules/models.smk",
+            '        "artifacts/settings/{student}.json",\n',
+            "",
+            "train@",
+            marks=SLOW,
+        ),
+        pytest.param("rules/rows.smk", '        code("generate"),\n', "", "generate@", marks=SLOW),
+        pytest.param(
+            "rules/results.smk", '        "artifacts/data.lmdb",\n', "", "results-table", marks=SLOW
+        ),
         ("rules/rows.smk", '"generate", "network"', '"network"', "generate@"),
     ],
 )
@@ -186,9 +217,13 @@ ROWS = "teacher-heun-7, teacher-churn-7, teacher-euler-4, cd-4, dmd2-1, dmd2-4-g
     ("file", "due"),
     [
         ("training/tracking.py", []),
-        ("planning/*.py", []),
-        ("report/*.py", ["results_table"]),
-        ("metrics/score.py", ["ref_stats", *(f"fid {row}" for row in ROWS), "results_table"]),
+        pytest.param("planning/*.py", [], marks=SLOW),
+        pytest.param("report/*.py", ["results_table"], marks=SLOW),
+        pytest.param(
+            "metrics/score.py",
+            ["ref_stats", *(f"fid {row}" for row in ROWS), "results_table"],
+            marks=SLOW,
+        ),
         (
             "methods/dmd2.py",
             [
@@ -205,7 +240,7 @@ def test_an_edit_of_the_code_reruns_what_it_can_change(
     assert planned_after(file, "\nEDITED = 1\n", touched) == set(due)
 
 
-@pytest.mark.parametrize("slash", ["", "/"])
+@pytest.mark.parametrize("slash", ["", pytest.param("/", marks=SLOW)])
 def test_an_edit_below_a_source_folder_is_seen(slash: str, tmp_path: Path) -> None:
     copy = copy_repository(tmp_path, "tiny")
     images = [copy / f"data/pics/{part}/deep/1.png" for part in "ab"]

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from fewstep.quoting import printable
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -63,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         keep_freed_memory()
         module.run(read, **given)
     except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"fewstep {stage}: {error}")
+        sys.exit(f"fewstep {stage}: {printable(str(error))}")
 
 
 def _load(path: str) -> Any:  # noqa: ANN401

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from fewstep import methods
+from fewstep.budgets import PARAMS, read_small
 from fewstep.files import write_json
 from fewstep.params import merged_students
 from fewstep.paths import CODE, SETTINGS
@@ -73,8 +74,10 @@ def write_identities(path: str) -> list[Path]:
     Args:
         path: the path of params.yaml. It is not validated here, but by every stage that uses it.
     """
-    with open(path, encoding="utf-8") as file:
-        raw = yaml.safe_load(file)
+    try:
+        raw = yaml.safe_load(read_small(path, PARAMS, "params"))
+    except RecursionError:
+        raise ValueError(f"need params, got {path}, which is nested too deeply") from None
     blocks = {"teacher": raw["teacher"], **merged_students(raw)}
     identities = {stage: identity(stage) for stage in (*STAGES, *SHOWING)}
     teacher = blocks["teacher"].get("method")  # None if it is downloaded

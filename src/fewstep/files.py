@@ -96,6 +96,8 @@ def disk_full(path: Path) -> OSError:
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:  # noqa: ANN401
     """Write `obj` as JSON, atomically: keys in the given order, indent 2, no NaN.
 
+    Characters that a terminal would obey, in names from others' files, are written as escapes.
+
     Raises:
         ValueError: `obj` contains NaN or infinity, which JSON does not have.
     """
@@ -104,7 +106,14 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:  # noqa: ANN401
     except ValueError as error:
         raise ValueError(f"need finite numbers in {path}, got NaN or infinity") from error
     with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(_visible(text) + "\n", encoding="utf-8")
+
+
+def _visible(text: str) -> str:
+    """JSON whose unprintable characters, which only its strings have, are escapes."""
+    if text.isascii():  # of ASCII, json escapes them itself
+        return text
+    return "".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:  # noqa: ANN401

@@ -736,7 +736,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no labels": (extra("x", **{"dataset.json": b'{"labels": null}'}), "got 23 without a label"),
     "big label": (
         extra("x", **{"dataset.json": listing([[n, 4] for n in NAMES])}),
-        r"need labels in \[0, 4\), got 4 at index 0",
+        r"need labels in \[0, 4\), got 4 at n0000",
     ),
     "no JSON": (extra("x", **{"dataset.json": b"{"}), "in dataset.json of"),
     "other JSON": (extra("x", **{"dataset.json": b"[]"}), "in dataset.json of"),
@@ -747,11 +747,11 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "float batch": (
         lambda p: one_batch(p, data=IMAGES / 1.0, labels=[1]),
-        r"need data .* uint8 .*got data.npy of float64",
+        r"need data .* uint8 .*got data of float64",
     ),
     "pickled batch": (
         lambda p: one_batch(p, labels=np.array([{}], object)),
-        r"need data .*got Object arrays cannot be loaded",
+        r"need data .*got 'labels' has Python objects",
     ),
     "label 0": (
         lambda p: one_batch(p, data=np.zeros((1, 192), np.uint8), labels=[0]),
@@ -784,7 +784,7 @@ def test_parquet_of_other_columns_or_without_pyarrow_is_refused(
         {"image": image, "label": ["a"]},
     ):
         pq.write_table(pa.table(table), tmp_path / "x.parquet")
-        with pytest.raises(ValueError, match=r"need parquet with columns .*got .*columns {"):
+        with pytest.raises(ValueError, match=r"need parquet with columns .*got .*columns "):
             open_source(tmp_path / "x.parquet", 8, 3, CLASSES)
     pq.write_table(pa.table({"image": image, "label": [None]}), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match="need parquet with columns"):
@@ -800,13 +800,14 @@ def test_image_files_have_one_or_three_channels(tmp_path: Path) -> None:
         open_source(source, 8, 2, CLASSES)
 
 
-def test_a_batch_cut_inside_is_refused_while_it_is_read(tmp_path: Path) -> None:
+def test_a_batch_cut_inside_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     source = write_batches(tmp_path / "x")
     with zipfile.ZipFile(source / "train_data_batch_10.npz") as archive:
         data, labels = archive.read("data.npy"), archive.read("labels.npy")
     write_zip(source / "train_data_batch_10.npz", {"data.npy": data[:-100], "labels.npy": labels})
     with pytest.raises(
-        ValueError, match=r"need data .*train_data_batch_10.npz, got \d+ bytes instead of"
+        ValueError,
+        match=r"need data .*train_data_batch_10.npz, got 'data' claims \d+ bytes, \d+ are",
     ):
         build(source, tmp_path / "data.lmdb")
 

@@ -23,12 +23,10 @@ from torch._utils import _rebuild_tensor_v2
 
 import parity
 from conftest import CLASSES, small_denoiser
-from experiment import tiny_params
 from fewstep.interop.architecture import architecture
 from fewstep.interop.checkpoint import import_checkpoint
 from fewstep.networks.denoiser import one_hot
-from fewstep.networks.weights import load_weights, read_safetensors
-from fewstep.stages import import_ as stage
+from fewstep.networks.weights import load_weights
 from pickles import MAGIC, Call, imported, persistent, storage_bytes, tensor
 from places import VECTORS
 
@@ -415,7 +413,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "zip, its front cut off": (lambda: b"PK\x03\x04" + TORCH[5000:], "[Bb]ad|refused"),
     "zip, text of 100 GB": (
         lambda: opcodes(b"\x8d" + struct.pack("<Q", HUNDRED_GB) + b"abc"),
-        "expected 100000000000 bytes",
+        "at most 16,777,216 bytes of text in a pickle, got 100,000,000,0",
     ),
     # storages
     "storage of 100 GB": (
@@ -459,7 +457,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "old: 100 GB": (lambda: storage_bytes(HUNDRED_GB // 4, 4), "claims 1e[+]11 bytes, 16 are"),
     "old: text of 100 GB": (
         lambda: legacy(MAGIC, tail=b"\x80\x02\x8d" + struct.pack("<Q", HUNDRED_GB) + b"abc"),
-        "expected 100000000000 bytes",
+        "at most 16,777,216 bytes of text in a pickle, got 100,000,000,0",
     ),
     "old: another length": (lambda: storage_bytes(4, 4, 5), "claims 16 bytes"),
     "old: another version": (
@@ -513,7 +511,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "safe: metadata that are no JSON": (
         lambda: header({"__metadata__": {"fewstep": "os.system"}}),
-        "refused .*Expecting value",
+        "need a safetensors file at .*Expecting value",
     ),
     "safe: cut": (lambda: SAFE[:-1], "need a safetensors file"),
     # what is whole, and no denoiser
@@ -563,8 +561,8 @@ def refused(path: Path, message: str) -> None:
     assert imported() == before
 
 
-def test_the_corpus_holds_more_than_40_files_that_differ() -> None:
-    assert len({build() for build, _ in HOSTILE.values()}) == len(HOSTILE) >= 40
+def test_the_corpus_holds_more_than_100_files_that_differ() -> None:
+    assert len({build() for build, _ in HOSTILE.values()}) == len(HOSTILE) >= 100
 
 
 @pytest.mark.parametrize("case", HOSTILE)
@@ -606,74 +604,7 @@ def test_random_damage_is_refused_or_harmless(canary: Path, content: bytes) -> N
     assert [file.name for file in canary.parent.iterdir()] == ["checkpoint.bin"]
 
 
-# --- fewstep import ------------------------------------------------------------------------------
-
-
-def published(folder: Path) -> Path:
-    """The recorded network of 16x16 RGB images as a file of DMD2."""
-    weights = parity.Vectors(VECTORS, "weights_a.npz").under("weights/")
-    torch.save(weights | {"model.map_augment.weight": torch.zeros(32, 9)}, folder / "student.bin")
-    return folder / "student.bin"
-
-
-FITS = {"network__model_channels": 32, "data__channels": 3}
-
-
-def test_a_checkpoint_becomes_a_model_of_ours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    stage.run(tiny_params(tmp_path, **FITS), str(published(tmp_path)))
-    weights, about = read_safetensors(Path("artifacts/models/student/model.safetensors"))
-    recorded = parity.Vectors(VECTORS, "weights_a.npz").under("weights/")
-    assert all(torch.equal(weights[name], recorded[name]) for name in recorded)
-    assert json.loads(Path("artifacts/models/student/model.json").read_text()) == about
-    assert about["left_out"] == ["model.map_augment.weight"] and about["source"] == "student.bin"
-    out = capsys.readouterr().out
-    assert "student.bin: torch archive, sha256" in out and "model_channels: 32" in out
-    assert "left out: model.map_augment.weight" in out
-    stage.run(tiny_params(tmp_path, **FITS), "artifacts/models/student", out=Path("elsewhere"))
-    assert read_safetensors(Path("elsewhere/model.safetensors"))[1]["format"] == "safetensors"
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("network__model_channels", 64, r"need network\.model_channels 32, got 64 \(params\.yaml"),
-        (
-            "network__channel_mult",
-            [1, 2, 2],
-            r"need network\.channel_mult \[1, 2\], got \[1, 2, 2\]",
-        ),
-        ("network__num_blocks", 3, r"need network\.num_blocks 1, got 3"),
-        ("network__type", "ddpmpp", r"need network\.type adm, got ddpmpp"),
-        ("network__attn_resolutions", [16], r"attn_resolutions \[8\], got \[16\]"),
-        ("data__classes", 11, r"need data\.classes 10, got 11 \(params\.yaml: data\.classes\)"),
-        ("data__channels", 1, r"need data\.channels 3, got 1"),
-        ("data__resolution", 32, r"need data\.resolution 16, got 32"),
-    ],
-)
-def test_what_does_not_fit_is_named_by_its_key(
-    tmp_path: Path, key: str, value: object, message: str
-) -> None:
-    params = tiny_params(tmp_path, **{**FITS, key: value})
-    with pytest.raises(ValueError, match=message):
-        stage.run(params, str(published(tmp_path)), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_attention_outside_of_the_network_is_no_difference(tmp_path: Path) -> None:
-    params = tiny_params(tmp_path, **FITS, network__attn_resolutions=[32, 8, 4])
-    stage.run(params, str(published(tmp_path)), tmp_path / "out")
-
-
-def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    weights = parity.Vectors(VECTORS, "weights_a.npz").under("weights/")
-    weights["model.out_conv.bias"][0] = float("inf")
-    torch.save(weights, tmp_path / "x.bin")
-    with pytest.raises(FloatingPointError, match="need finite images .* not finite from .*x.bin"):
-        stage.run(tiny_params(tmp_path, **FITS), str(tmp_path / "x.bin"), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+# --- what is imported ---------------------------------------------------------------------------
 
 
 def test_an_imported_network_denoises_as_the_original(tmp_path: Path) -> None:

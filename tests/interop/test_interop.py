@@ -253,9 +253,7 @@ def test_opcodes_and_names_outside_the_format_are_refused(
 
 def test_an_object_with_setstate_is_refused_by_name(canary: Path) -> None:
     refused(
-        canary.parent,
-        pickle.dumps({"ema": Stateful()}),
-        rf"it names '{Stateful.__module__}\.Stateful'",
+        canary.parent, pickle.dumps({"ema": Stateful()}), r"it names '.*test_interop\.Stateful'"
     )
 
 
@@ -312,12 +310,12 @@ HUNDRED_GB = struct.pack("<Q", 10**11)
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (opcodes(b"\x8e", HUNDRED_GB, b"abc"), "100000000000"),  # bytes
-        (opcodes(b"\x8d", HUNDRED_GB, b"abc"), "100000000000"),  # text
+        (opcodes(b"\x8e", HUNDRED_GB, b"abc"), "expected 1e[+]11 bytes, 4 are there"),  # bytes
+        (opcodes(b"\x8d", HUNDRED_GB, b"abc"), "at most 16,777,216 bytes of text"),  # text
         (opcodes(b"\x95", HUNDRED_GB, b"N"), "a frame of 100000000000 bytes"),
         (opcodes(b"Nr\xff\xff\xff\x7f"), "of its memo"),
         (b"Np-1\n.", "of its memo"),
-        (b"Np" + b"9" * 400 + b"\n.", "malformed"),
+        (b"Np" + b"9" * 400 + b"\n.", "at a large number of its memo"),
         (b"I" + b"9" * 5000 + b"\n.", ""),
         # a key or member whose hash takes 2^60 steps: ((((), ()), ((), ())), ...)
         (

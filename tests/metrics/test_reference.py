@@ -76,6 +76,26 @@ def test_float32_and_further_arrays_will_do(file: Path) -> None:
     assert published_stats(file, 4).cov == pytest.approx(s.cov, rel=1e-5, abs=1e-5)
 
 
+def indefinite() -> bytes:
+    """Variances of 1 and correlations of 2."""
+    return npz(mu=np.zeros(4), sigma=np.full((4, 4), 2.0) - np.eye(4))
+
+
+def test_a_covariance_of_less_than_full_rank_will_do(file: Path) -> None:
+    rng = np.random.default_rng(0)
+    few = rng.normal(size=(60, 256)) @ rng.normal(size=(256, 256)) + 10
+    for features in (few, np.repeat(few, 2, axis=1)[:, :256]):
+        for kind in (np.float64, np.float32):
+            x = features.astype(kind)
+            outer = x.T @ x / len(x) - np.outer(x.mean(0), x.mean(0))  # as sums of one pass are
+            for cov in (np.cov(features.T).astype(kind), outer):
+                file.write_bytes(npz(mu=x.mean(0), sigma=(cov + cov.T) / 2))
+                found = published_stats(file, 256)
+                assert frechet_distance(found, found) == pytest.approx(0, abs=0.1)
+    file.write_bytes(npz(mu=np.zeros(4), sigma=np.zeros((4, 4))))
+    assert not published_stats(file, 4).cov.any()
+
+
 def bent(index: tuple[int, int], value: float) -> bytes:
     cov = np.eye(4)
     cov[index] = value
@@ -113,6 +133,7 @@ def claiming() -> bytes:
         (bent((0, 0), np.nan), "need finite mu and sigma .*, got NaN or infinity"),
         (npz(mu=np.full(4, np.inf), sigma=np.eye(4)), "need finite mu and sigma"),
         (bent((0, 1), 1e-3), "need a symmetric sigma .*, got differences of 0.001"),
+        (indefinite(), r"need eigenvalues >= 0 of sigma .*, got one of -1 beside 7: no covariance"),
         (bent((2, 2), -0.5), "need variances >= 0 on the diagonal of sigma .*, got -0.5"),
     ],
 )

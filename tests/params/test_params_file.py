@@ -35,7 +35,7 @@ def test_missing_file_and_folder_are_refused(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ParamsError, match=r"^none.yaml: no such file; run in the repository's ro"):
         load_params("none.yaml")
-    with pytest.raises(ParamsError, match=r"^\.: cannot be read: Is a directory$"):
+    with pytest.raises(ParamsError, match=r"^\.: cannot be read: need a file, got a folder at \.$"):
         load_params(".")
 
 

@@ -87,6 +87,16 @@ def test_other_peoples_checkpoints_and_folders_are_sampled(
         ("teacher --seeds 3-", r"need numbers and ranges such as 0-63,100, got '3-' \(--seeds\)"),
         ("teacher --seeds 9-3", r"need at least one number, got '9-3' \(--seeds\)"),
         ("teacher --seeds 9223372036854775808", r"need numbers below 2\^63, got .* \(--seeds\)"),
+        (
+            "teacher --seeds 0-99999999999",
+            r"at most 1,000,000 numbers for --seeds, got 100,000,",
+        ),
+        ("teacher --classes 0-99999999999", r"at most 1,000,000 numbers for --classes, got 100,"),
+        (
+            "teacher --seeds " + "9" * 9000,
+            r"need numbers below 2\^63, got '9{80}'\.\.\. ",
+        ),
+        ("teacher --steps 1000000000", "need at most 10,000 --steps, got 1,000,000,000"),
         ("teacher --classes 0,10", "need --classes below 10, got 10"),
         ("teacher --sampler churn", "need --sampler of heun, euler, ddim, renoise, got 'churn'"),
         ("teacher --steps -1", "need --steps of at least 1, got -1"),

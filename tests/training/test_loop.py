@@ -34,6 +34,7 @@ from fewstep.training.log import Log
 from fewstep.training.loop import Run
 from fewstep.training.tracking import Tracker
 
+SLOW = pytest.mark.slow
 ALONE = Rank(0, 1, torch.device("cpu"))
 VALIDATION = {
     "every_kimg": 0.128,
@@ -104,7 +105,9 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     return toy_params()
 
 
-@pytest.mark.parametrize("name", ["teacher", "cd", "dmd2-1", "dmd2-4"])
+@pytest.mark.parametrize(
+    "name", ["cd", "dmd2-4", *(pytest.param(n, marks=SLOW) for n in ("teacher", "dmd2-1"))]
+)
 def test_resumed_equals_uninterrupted(
     name: str, toy: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -309,7 +312,7 @@ def test_the_phases_of_an_iteration_share_what_was_prepared_once(
         assert of_student is of_critic
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped"])
+@pytest.mark.parametrize("damage", ["flipped", pytest.param("cut", marks=SLOW)])
 def test_a_run_goes_on_from_the_state_before_a_corrupt_one(
     damage: str,
     toy: Params,
@@ -355,7 +358,7 @@ def assert_same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) 
         assert error <= 1e-5, f"{key}: {error:.2e}"
 
 
-@pytest.mark.parametrize("name", ["cd", pytest.param("dmd2-4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["cd", pytest.param("dmd2-4", marks=SLOW)])
 def test_two_ranks_equal_one_after_20_steps(name: str, toy: Params) -> None:
     key = f"students__{name.replace('-', '_')}"
     toy_params(**{f"{key}__kimg": 0.64, f"{key}__batch_gpu": 8, f"{key}__init_from": "teacher"})
@@ -367,6 +370,7 @@ def test_two_ranks_equal_one_after_20_steps(name: str, toy: Params) -> None:
             assert shared[column] == pytest.approx(alone[column], rel=1e-3), "all ranks are logged"
 
 
+@SLOW
 def test_a_run_may_go_on_with_another_number_of_ranks(
     toy: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,7 +386,10 @@ def test_ranks_that_do_not_divide_the_batch_are_told_which_would(toy: Params) ->
         train("cd", toy, Rank(0, 3, torch.device("cpu")))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(n, marks=SLOW) for n in (signal.SIGINT, signal.SIGUSR1))],
+)
 def test_a_signal_saves_and_exits_with_its_number(number: signal.Signals, toy: Params) -> None:
     toy_params(students__cd__kimg=64.0)
     command = [sys.executable, "-c", "from fewstep.cli import main; main(['train', 'cd'])"]
@@ -549,7 +556,7 @@ def test_too_many_such_gradients_stop_the_training_and_keep_its_state(
     assert list(SCRATCH.glob("cd-*/state-000000000064.safetensors"))
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=SLOW)])
 def test_precision_is_honoured_by_student_teacher_and_critic(
     precision: str, toy: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -573,6 +580,7 @@ def test_precision_is_honoured_by_student_teacher_and_critic(
     assert set.union(*seen.values()) == {wanted}
 
 
+@SLOW
 def test_fp16_scales_its_loss_and_the_state_knows_the_scale(
     toy: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:

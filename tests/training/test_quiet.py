@@ -89,7 +89,7 @@ def quiet_run(name: str, settings: dict[str, Any], precision: str, device: torch
 
 
 @METHODS
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_quiet_training_step_never_waits_for_the_device(
     name: str, settings: dict[str, Any], precision: str, toy: Params
 ) -> None:

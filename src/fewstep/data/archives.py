@@ -11,9 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from fewstep.arrays import DAMAGE
+from fewstep.budgets import LISTING, ZIP_DIRECTORY, Bounded, within
 from fewstep.data.decode import MAX_BYTES
 from fewstep.data.labels import folder_labels, is_image, listed_labels, other_pictures
 from fewstep.data.stream import FileStream, fingerprint, state_of
+from fewstep.quoting import plain, printable
 
 _HEADER = struct.Struct("<4s22xHH")  # of a member: signature, ..., lengths of name and extra field
 _FIELDS = ("header_offset", "compress_size", "file_size", "CRC", "compress_type", "flag_bits")
@@ -86,7 +89,10 @@ def open_zip(path: Path, shape: tuple[int, int, int], classes: int) -> FileStrea
 def _directory(path: Path) -> tuple[list[str], np.ndarray, bytes | None, str]:
     """Names of the images, the first five _FIELDS of each, dataset.json, and a note."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with (
+            open(path, "rb") as file,
+            zipfile.ZipFile(Bounded(file, ZIP_DIRECTORY, "a zip's directory")) as archive,
+        ):
             link = next(filter(_is_link, archive.infolist()), None)
             note = other_pictures(archive.namelist())
             infos = sorted(
@@ -94,10 +100,11 @@ def _directory(path: Path) -> tuple[list[str], np.ndarray, bytes | None, str]:
                 key=lambda info: info.filename,
             )
             has_listing = "dataset.json" in archive.namelist()
-            listing = archive.read("dataset.json") if has_listing else None
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
+            listing = _listing(archive, len(infos)) if has_listing else None
+    except DAMAGE as error:
         raise ValueError(
-            f"need an intact zip, got {path}: {error} (params.yaml: data.source)"
+            f"need an intact zip, got {path}: {printable(str(error), keep='')} "
+            "(params.yaml: data.source)"
         ) from error
     if link is not None:
         raise ValueError(
@@ -105,11 +112,23 @@ def _directory(path: Path) -> tuple[list[str], np.ndarray, bytes | None, str]:
             "(params.yaml: data.source)"
         )
     names = [info.filename for info in infos]
+    size = path.stat().st_size
+    if beyond := next((info for info in infos if info.header_offset >= size), None):
+        raise ValueError(
+            f"need an intact zip, got {path} of {size} bytes, with {plain(beyond.filename)} "
+            "behind its end (params.yaml: data.source)"
+        )
+    if large := next((i for i in infos if max(i.file_size, i.compress_size) >= 1 << 62), None):
+        raise ValueError(
+            f"need an intact zip, got {path}, in which {plain(large.filename)} claims exabytes "
+            "(params.yaml: data.source)"
+        )
     # 48 bytes per image in an array; zipfile's objects take ten times as much.
     table = np.array([[getattr(i, f) for f in _FIELDS] for i in infos], np.int64).reshape(-1, 6)
     odd = ~np.isin(table[:, 4], (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)) | (table[:, 5] & 1 == 1)
     if odd.any() or not names or len(set(names)) < len(names):
-        got = f"{names[int(odd.argmax())]} that is not" if odd.any() else "no image or one twice"
+        first = plain(names[int(odd.argmax())], 200) if odd.any() else ""
+        got = f"{first} that is not" if first else "no image or one twice"
         raise ValueError(
             f"need PNG, JPEG or WebP images, stored or deflated, in {path}, got {got} "
             "(params.yaml: data.source)"
@@ -120,3 +139,10 @@ def _directory(path: Path) -> tuple[list[str], np.ndarray, bytes | None, str]:
 def _is_link(info: zipfile.ZipInfo) -> bool:
     """Whether a member is a symbolic link, which may stand for a folder of images."""
     return info.create_system == 3 and stat.S_ISLNK(info.external_attr >> 16)  # 3: Unix
+
+
+def _listing(archive: zipfile.ZipFile, images: int) -> bytes:
+    """dataset.json, if it has the length that so many images need."""
+    info, (base, each) = archive.getinfo("dataset.json"), LISTING
+    within(info.file_size, base + each * images, f"bytes of dataset.json for {images} images")
+    return archive.read(info)

@@ -3,12 +3,17 @@
 Each `data_batch_<n>.bin` is a sequence of records: one byte of label, then the pixels as CHW bytes.
 """
 
+import gzip
 import re
 import tarfile
-import zlib
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
+
+from fewstep.arrays import DAMAGE
+from fewstep.budgets import TAR_HEADER, UNPACKED, Bounded, regular
+from fewstep.quoting import printable
 
 SHAPE = (3, 32, 32)
 _RECORD = 1 + 3 * 32 * 32  # bytes
@@ -27,9 +32,10 @@ def read_cifar(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     try:
         batches = dict(sorted(_batches(path)))
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+    except (tarfile.TarError, *DAMAGE) as error:
         raise ValueError(
-            f"need an intact .tar.gz, got {path}: {error} (params.yaml: data.source)"
+            f"need an intact .tar.gz, got {path}: {printable(str(error), keep='')} "
+            "(params.yaml: data.source)"
         ) from error
     if not batches:
         raise ValueError(
@@ -55,10 +61,26 @@ def read_cifar(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _batches(path: Path) -> list[tuple[int, bytes]]:
     """Number and content of each batch."""
     found = []
-    with tarfile.open(path, "r:gz") as tar:
-        for member in tar:
-            match = _BATCH.fullmatch(member.name)
-            file = tar.extractfile(member) if match and member.isfile() else None
-            if match and file is not None and member.size <= _LARGEST:
-                found.append((int(match[1]), file.read()))
+    with gzip.open(regular(path)) as packed:
+        # A long name, or what a member is said to have, may unpack to gigabytes.
+        content = Bounded(cast(Any, packed), TAR_HEADER, "an unpacked .tar.gz", UNPACKED)
+        with tarfile.open(fileobj=cast(Any, content), mode="r:") as tar:
+            for member in tar:
+                match = _BATCH.fullmatch(member.name)
+                if match and member.isreg() and member.size <= _LARGEST:
+                    found.append((int(match[1]), _content(content, member)))
     return found
+
+
+def _content(packed: Bounded, member: tarfile.TarInfo) -> bytes:
+    """The bytes of a member; the place in the archive stays as it was."""
+    place = packed.tell()
+    packed.seek(member.offset_data)
+    parts = [
+        packed.read(min(TAR_HEADER, member.size - start))
+        for start in range(0, member.size, TAR_HEADER)
+    ]
+    packed.seek(place)
+    if sum(map(len, parts)) < member.size:
+        raise EOFError("it ends within a batch")
+    return b"".join(parts)

@@ -13,8 +13,10 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from fewstep.budgets import IMAGE
+
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-MAX_BYTES = 1 << 28  # of one image file; more is a mistake or an attack
+MAX_BYTES = IMAGE
 _MODES = {1: "L", 3: "RGB"}
 _ORIENTATION = 0x0112  # EXIF's tag
 _TURNS = {

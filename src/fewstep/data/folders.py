@@ -5,6 +5,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from fewstep.budgets import LISTING, read_small
 from fewstep.data.decode import MAX_BYTES
 from fewstep.data.labels import folder_labels, is_image, listed_labels, other_pictures
 from fewstep.data.stream import FileStream, fingerprint
@@ -45,7 +46,9 @@ def open_folder(path: Path, shape: tuple[int, int, int], classes: int) -> FileSt
             f"need PNG, JPEG or WebP images below {path}, got none (params.yaml: data.source)"
         )
     if prepared := listing.is_file():
-        labels = listed_labels(listing.read_bytes(), names, classes, str(path))
+        base, each = LISTING
+        text = read_small(listing, base + each * len(names), "a listing")
+        labels = listed_labels(text, names, classes, str(path))
     else:
         names, labels = folder_labels(names, classes, str(path))
     # Sizes and times, because hashing the content would take as long as the build.

@@ -5,26 +5,25 @@ distribution that EDM's teachers were trained on and the FID references describe
 """
 
 import re
-import zipfile
-import zlib
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 
+from fewstep.arrays import DAMAGE, open_arrays
+from fewstep.budgets import LISTING, read_small
 from fewstep.data.decode import Decoded
 from fewstep.data.labelled import check_labels
 from fewstep.data.stream import Stream, fingerprint, state_of
+from fewstep.quoting import printable
 
 MAPPING = "map_clsloc.txt"  # by the data set's authors: synset, label and name on each line
 _NAMED = re.compile(r"train_data_batch_[0-9]{1,4}\.npz")
 _BATCHES = 10  # of the whole data set, 1,281,167 images
 _ROWS = 256  # images read at a time
-_DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, ValueError)
 _BOX = "images made with a box filter, not with EDM's centre crop and Lanczos"
 
 
@@ -84,7 +83,7 @@ def open_batches(path: Path, shape: tuple[int, int, int], classes: int) -> Batch
     share = _check_numbers(path, files) if path.is_dir() else ""
     found = [_labels(file) for file in files]
     for file, labels in zip(files, found, strict=True):
-        with _member(file, "data.npy") as (_, have):
+        with _data(file) as (_, have):
             if have != (len(labels), size):
                 raise ValueError(
                     f"need data ({len(labels)}, {size}) in {file}, got {have} "
@@ -99,19 +98,19 @@ def open_batches(path: Path, shape: tuple[int, int, int], classes: int) -> Batch
 
 def _labels(file: Path) -> np.ndarray:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            labels = np.asarray(arrays["labels"])
-        if labels.ndim != 1 or labels.dtype.kind not in "iu":
-            raise ValueError(f"labels {labels.dtype} {labels.shape}")
-        return labels.astype(np.int64)
-    except _DAMAGE as error:
+        with open_arrays(file) as arrays:
+            labels = arrays["labels"]
+            if len(labels.shape) != 1 or labels.dtype.kind not in "iu":
+                raise ValueError(f"labels {labels.dtype} {labels.shape}")
+            return labels.read().astype(np.int64)
+    except DAMAGE as error:
         raise _damaged(file, error) from error
 
 
 def _rows(file: Path, count: int, start: int, shape: tuple[int, int, int]) -> Iterator[np.ndarray]:
     """The images of a batch from `start` on, without the batch (1.6 GB at 64x64) in memory."""
     size = int(np.prod(shape))
-    with _member(file, "data.npy") as (data, _):
+    with _data(file) as (data, _):
         try:
             # In a compressed file, seek decompresses everything before: seconds, once per resume.
             data.seek(data.tell() + start * size)
@@ -120,22 +119,23 @@ def _rows(file: Path, count: int, start: int, shape: tuple[int, int, int]) -> It
                 if len(raw := data.read(need)) != need:
                     raise EOFError(f"{len(raw)} bytes instead of {need}")
                 yield from np.frombuffer(raw, np.uint8).reshape(-1, *shape)
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise _damaged(file, error) from error
 
 
 @contextmanager
-def _member(file: Path, name: str) -> Generator[tuple[IO[bytes], tuple[int, ...]]]:
-    """A member of an .npz, positioned after its header, and the shape of its uint8 array."""
-    with zipfile.ZipFile(file) as archive, archive.open(name) as data:
+def _data(file: Path) -> Generator[tuple[IO[bytes], tuple[int, ...]]]:
+    """The array `data` of a batch as a file, positioned after its header, and its shape."""
+    with ExitStack() as stack:
         try:
-            read = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}
-            shape, fortran, dtype = read[read_magic(data)](data)
-            if fortran or dtype != np.uint8:
-                raise ValueError(f"{name} of {dtype}, fortran_order {fortran}")
-        except _DAMAGE as error:
+            data = stack.enter_context(open_arrays(file))["data"]
+            if data.fortran or data.dtype != np.uint8:
+                raise ValueError(f"data of {data.dtype}, fortran_order {data.fortran}")
+            content = stack.enter_context(data.archive.open("data.npy"))
+            content.seek(data.start)
+        except DAMAGE as error:
             raise _damaged(file, error) from error
-        yield data, shape
+        yield content, data.shape
 
 
 def _standard(labels: np.ndarray, mapping: Path, classes: int) -> tuple[np.ndarray, str]:
@@ -144,8 +144,15 @@ def _standard(labels: np.ndarray, mapping: Path, classes: int) -> tuple[np.ndarr
     if not mapping.is_file():
         order = f"labels in the data set's own order, as there is no {MAPPING}"
         return labels, f"{_BOX}; {order}: class k is not class k of EDM's teachers"
-    lines = [line.split() for line in mapping.read_text().splitlines() if line.strip()]
-    synsets = {int(line[1]) - 1: line[0] for line in lines}
+    try:
+        text = read_small(mapping, LISTING[0], MAPPING).decode()
+        lines = [line.split() for line in text.splitlines() if line.strip()]
+        synsets = {int(line[1]) - 1: line[0] for line in lines}
+    except (ValueError, IndexError) as error:
+        raise ValueError(
+            f"need lines of synset, label and name in {mapping}, got {printable(str(error))} "
+            "(params.yaml: data.source)"
+        ) from error
     standard = {synset: i for i, synset in enumerate(sorted(synsets.values()))}
     if sorted(synsets) != list(range(classes)) or len(standard) != classes:
         raise ValueError(
@@ -158,5 +165,5 @@ def _standard(labels: np.ndarray, mapping: Path, classes: int) -> tuple[np.ndarr
 def _damaged(file: Path, error: Exception) -> ValueError:
     return ValueError(
         f"need data (N, C*H*W) uint8 and labels (N,) integers in {file}, got "
-        f"{error or type(error).__name__} (params.yaml: data.source)"
+        f"{printable(str(error), keep='') or type(error).__name__} (params.yaml: data.source)"
     )

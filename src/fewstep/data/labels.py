@@ -1,15 +1,15 @@
 """The class of an image file: from `dataset.json`, or from the folder that contains it."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
 
+from fewstep.budgets import LISTING, read_json
 from fewstep.data.decode import FORMATS
-from fewstep.data.labelled import check_labels
 from fewstep.data.tree import is_hidden
+from fewstep.quoting import plain, quoted
 
 _UNREAD = set(
     ".apng .avif .bmp .dng .gif .heic .heif .jfif .jp2 .jxl .pgm .pnm .ppm .tga .tif .tiff".split()
@@ -41,12 +41,14 @@ def listed_labels(text: bytes, names: list[str], classes: int, where: str) -> np
             label outside [0, classes).
     """
     try:
-        pairs = json.loads(text)["labels"]
+        base, each = LISTING
+        most = base + each * len(names)
+        pairs = read_json(text, most, "dataset.json", objects=1000 + 2 * len(names))["labels"]
         known = {str(name).replace("\\", "/"): int(label) for name, label in pairs or ()}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(
-            f'need {{"labels": [[name, label], ...]}} in dataset.json of {where}, got {error!r} '
-            "(params.yaml: data.source)"
+            f'need {{"labels": [[name, label], ...]}} in dataset.json of {where}, got '
+            f"{plain(repr(error), 200)} (params.yaml: data.source)"
         ) from error
     if pairs is None and classes == 1:  # EDM's tool writes null for data without labels
         return np.zeros(len(names), np.int64)
@@ -56,11 +58,14 @@ def listed_labels(text: bytes, names: list[str], classes: int, where: str) -> np
         count, what = (len(bare), "without a label") if bare else (len(gone), "without a file")
         raise ValueError(
             f"need a file and a label for each image in {where}, got {count} {what}, first "
-            f"{(bare or gone)[0]} (params.yaml: data.source)"
+            f"{plain((bare or gone)[0], 200)} (params.yaml: data.source)"
         )
-    labels = np.array([known[name] for name in names], np.int64)
-    check_labels(labels, classes, where)
-    return labels
+    if wrong := next((name for name in names if not 0 <= known[name] < classes), None):
+        raise ValueError(
+            f"need labels in [0, {classes}), got {quoted(known[wrong])} at {plain(wrong, 200)} in "
+            f"{where} (params.yaml: data.classes)"
+        )
+    return np.array([known[name] for name in names], np.int64)
 
 
 def folder_labels(names: list[str], classes: int, where: str) -> tuple[list[str], np.ndarray]:
@@ -85,7 +90,7 @@ def folder_labels(names: list[str], classes: int, where: str) -> tuple[list[str]
     if "" in number and classes > 1:
         loose = "/".join(split[order[0]])
         raise ValueError(
-            f"need each image in the folder of its class in {where}, got {loose} "
+            f"need each image in the folder of its class in {where}, got {plain(loose, 200)} "
             "(params.yaml: data.source)"
         )
     if len(number) != classes:

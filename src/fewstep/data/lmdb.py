@@ -9,6 +9,7 @@ fewstep_metadata   ours: JSON with shape, classes, source, sha256 of the content
 
 import hashlib
 import json
+import math
 import mmap
 import os
 from collections.abc import Sequence
@@ -19,10 +20,12 @@ from weakref import WeakValueDictionary
 import lmdb
 import numpy as np
 
+from fewstep.budgets import HEADER, IMAGE, read_json, within
 from fewstep.data.labelled import Source, check_labels, check_shape
 from fewstep.data.pages import check_pages
 from fewstep.files import atomic_path
 from fewstep.progress import progress
+from fewstep.quoting import quoted
 
 METADATA = b"fewstep_metadata"
 _COMMIT = 64 << 20  # bytes between commits while building: bounds the memory of dirty pages
@@ -181,15 +184,19 @@ class ImageDataset:
             if value is None:
                 raise _foreign(self.path, f"no key {key}")
             try:
-                sizes[key] = tuple(int(word) for word in bytes(value).split())
+                sizes[key] = tuple(int(word) for word in bytes(value[:200]).split())
             except ValueError:
-                raise _foreign(self.path, f"{key} {bytes(value)[:40]!r}") from None
+                raise _foreign(self.path, f"{key} {quoted(bytes(value[:80]), 40)}") from None
         images, labels = sizes["images_shape"], sizes["labels_shape"]
         if len(images) != 4 or min(images[1:]) < 1:
             raise _foreign(self.path, f"images_shape {images}, not N C H W")
         count = images[0]
         if count < 1:
             raise _no_images(count, self.path)
+        try:
+            within(math.prod(images[1:]), IMAGE, "bytes of an image")
+        except ValueError as error:
+            raise _foreign(self.path, f"images_shape that claims more: {error}") from None
         if labels not in ((count,), (count, 1)):
             raise ValueError(
                 f"need labels_shape {count}, one label per image, got "
@@ -208,15 +215,16 @@ class ImageDataset:
         if value is None:
             return None
         try:
-            metadata = json.loads(bytes(value))
+            within(len(value), HEADER, "bytes of fewstep_metadata")
+            metadata = read_json(bytes(value), HEADER, "fewstep_metadata")
             stated = (metadata["images"], tuple(metadata["shape"]))
             _ = metadata["classes"] + 0, metadata["content_sha256"] + ""  # TypeError if neither
         except (ValueError, KeyError, TypeError):
-            raise _foreign(self.path, f"fewstep_metadata {bytes(value)[:80]!r}") from None
+            raise _foreign(self.path, f"fewstep_metadata {quoted(bytes(value[:81]))}") from None
         if stated != (self._count, self.shape):
             raise ValueError(
                 f"need metadata that agree with images_shape {self._count} {self.shape}, got "
-                f"{stated} in {self.path} (params.yaml: data.source)"
+                f"{quoted(repr(stated)[:200])} in {self.path} (params.yaml: data.source)"
             )
         return metadata
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from fewstep.budgets import ROWS, regular, within
 from fewstep.data.labelled import check_labels
 from fewstep.data.stream import FileStream, fingerprint, state_of
+from fewstep.quoting import listed, printable
 
 _COUNTED = re.compile(r"(.*?)([0-9]{1,9})-of-([0-9]{1,9})(?:-[0-9a-f]+)?")
 _NUMBERED = re.compile(r"(.*?)([0-9]{1,9})")
@@ -122,21 +124,22 @@ def _refuse_missing(path: Path, names: Iterator[str]) -> None:
 def _survey(file: Path) -> tuple[list[int], np.ndarray]:
     """The number of rows of each row group, and the labels (N,)."""
     try:
-        shard = _pyarrow().ParquetFile(file)
+        shard = _pyarrow().ParquetFile(regular(file))
+        within(shard.metadata.num_rows, ROWS, "rows in a shard")
         columns = {field.name: str(field.type) for field in shard.schema_arrow}
         image, kind = columns.get("image", ""), columns.get("label", "")
         if not re.search("bytes: (large_)?binary", image) or "int" not in kind:
-            raise ValueError(f"columns {columns}")
+            raise ValueError(f"columns {listed([f'{n} {t}' for n, t in columns.items()])}")
         label = shard.read(["label"]).column("label")
         if label.null_count:
             raise ValueError(f"{label.null_count} rows without a label")
         metadata = shard.metadata
         sizes = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
         return sizes, label.to_numpy().astype(np.int64)
-    except (ValueError, OSError) as error:  # pyarrow's own errors are ValueErrors
+    except (ValueError, OSError, OverflowError, MemoryError) as error:  # and pyarrow's own
         raise ValueError(
             f"need parquet with columns image (bytes, path) and label (integers), got {file}: "
-            f"{error} (params.yaml: data.source)"
+            f"{printable(str(error), keep='')} (params.yaml: data.source)"
         ) from error
 
 

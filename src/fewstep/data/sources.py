@@ -4,12 +4,12 @@ To add a kind of source, add a branch to `open_source` that returns a `Source`. 
 to be decoded first, return a `Stream`: `ingest` stores it on the disk before `build_lmdb` reads it.
 """
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
+from fewstep.arrays import StoredArray, open_arrays
+from fewstep.budgets import regular
 from fewstep.data.archives import open_zip
 from fewstep.data.cifar import read_cifar
 from fewstep.data.folders import open_folder
@@ -17,6 +17,7 @@ from fewstep.data.imagenet_npz import batches, open_batches
 from fewstep.data.labelled import ArraySource, Source, check_labels, check_shape
 from fewstep.data.lmdb import ImageDataset
 from fewstep.data.parquet import open_parquet, shards
+from fewstep.quoting import listed, printable
 
 
 def open_source(path: str | Path, resolution: int, channels: int, classes: int) -> Source:
@@ -41,6 +42,8 @@ def open_source(path: str | Path, resolution: int, channels: int, classes: int) 
     path, shape = Path(path), (channels, resolution, resolution)
     if not path.exists():
         raise ValueError(f"need a file or folder, got nothing at {path} (params.yaml: data.source)")
+    if not path.is_dir():
+        _check_regular(path)
     if batches(path):  # first, because one of them is an .npz, too
         return open_batches(path, shape, classes)
     if path.suffix in (".lmdb", ".mdb") or (path / "data.mdb").is_file():
@@ -54,7 +57,7 @@ def open_source(path: str | Path, resolution: int, channels: int, classes: int) 
     if path.is_dir():
         return open_folder(path, shape, classes)
     if path.suffix == ".npz":
-        images, labels = _read_npz(path)
+        images, labels = _read_npz(path, shape)
     elif path.name.endswith(".tar.gz"):
         images, labels = read_cifar(path)
     else:
@@ -67,32 +70,46 @@ def open_source(path: str | Path, resolution: int, channels: int, classes: int) 
     return ArraySource(path.name, images, labels, classes)
 
 
-def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images, uint8 (N, C, H, W), and labels, int64 (N,)."""
+def _check_regular(path: Path) -> None:
     try:
-        # np.load alone would take a lone .npy, or a pickle, under this name
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("images", "labels") if name in file}
-            names = file.files
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+        regular(path)
+    except ValueError as error:
+        raise ValueError(f"{error} (params.yaml: data.source)") from None
+
+
+def _read_npz(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Images, uint8 (N, C, H, W), and labels, int64 (N,); read once their headers are right."""
+    try:
+        with open_arrays(path) as arrays:
+            _check_headers(arrays, shape, path)
+            images, labels = arrays["images"].read(), arrays["labels"].read()
+    except (OSError, ValueError) as error:
+        if str(path) in str(error):
+            raise
         raise ValueError(
-            f"need an intact .npz without pickles, got {path}: {error} (params.yaml: data.source)"
+            f"need an intact .npz without pickles, got {path}: {printable(str(error), keep='')} "
+            "(params.yaml: data.source)"
         ) from error
-    if len(arrays) < 2:
+    return images.astype(np.uint8, copy=False), labels.astype(np.int64)
+
+
+def _check_headers(arrays: dict[str, StoredArray], shape: tuple[int, int, int], path: Path) -> None:
+    if not arrays.keys() >= {"images", "labels"}:
         raise ValueError(
-            f"need the arrays images and labels in {path}, got {names} (params.yaml: data.source)"
+            f"need the arrays images and labels in {path}, got {listed(list(arrays)) or 'none'} "
+            "(params.yaml: data.source)"
         )
     images, labels = arrays["images"], arrays["labels"]
-    if images.dtype != np.uint8 or images.ndim != 4:
+    if images.dtype != np.uint8 or len(images.shape) != 4:
         raise ValueError(
             f"need images of uint8 (N, C, H, W) in {path}, got {images.dtype} "
             f"{images.shape} (params.yaml: data.source)"
         )
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
         raise ValueError(
-            f"need integer labels of shape ({len(images)},), one per image, in {path}, got "
+            f"need integer labels of shape ({images.shape[0]},), one per image, in {path}, got "
             f"{labels.dtype} {labels.shape} (params.yaml: data.source)"
         )
-    if len(images) == 0:
+    if images.shape[0] == 0:
         raise ValueError(f"need at least 1 image, got 0 in {path} (params.yaml: data.source)")
-    return images, labels.astype(np.int64)
+    check_shape(images.shape[1:], shape, path)

@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from fewstep.interop.tensors import Stored
 from fewstep.params import Params
+from fewstep.quoting import plain
 
 # at most 6 digits, because int() takes quadratic time
 _STAGE = re.compile(r"model\.enc\.([0-9]{1,6})x\1_(?:conv|down|block([0-9]{1,6}))\.")
@@ -23,9 +25,11 @@ _KEYS = {  # EDM's names of the arguments to keys of params.yaml
     "label_dim": "data.classes",
 }
 _TYPES = {"DhariwalUNet": "adm", "SongUNet": "ddpmpp"}
+_EMB = 4  # channels of the embedding, in multiples of the model's: EDM's channel_mult_emb
+_NCSNPP = re.compile(r"model\.(map_noise\.freqs|(enc|dec)\..*_aux_(residual|skip|down|up)\b)")
 
 
-def architecture(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def architecture(weights: Mapping[str, Stored | Tensor]) -> dict[str, Any]:
     """The arguments that build a network with these weights, under EDM's names.
 
     Args:
@@ -37,16 +41,17 @@ def architecture(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         in the weights.
 
     Raises:
-        ValueError: the weights belong to another kind of network.
+        ValueError: the weights belong to another kind of network; says which, where it is known.
     """
+    _is_supported(weights)
     stages = [match.groups() for name in weights if (match := _STAGE.match(name))]
     levels = sorted({int(resolution) for resolution, _ in stages}, reverse=True)
     first = {level: f"model.enc.{level}x{level}_block0" for level in levels}
     try:
-        width = int(weights["model.map_layer0.weight"].shape[1])
+        emb, width = (int(n) for n in weights["model.map_layer0.weight"].shape[:2])
         outs = [int(weights[f"{first[level]}.conv0.weight"].shape[0]) for level in levels]
         image = weights[f"model.enc.{levels[0]}x{levels[0]}_conv.weight"]
-        return {
+        about = {
             "model_type": "DhariwalUNet" if "model.out_conv.weight" in weights else "SongUNet",
             "model_channels": width,
             "channel_mult": [out // width for out in outs],
@@ -56,11 +61,36 @@ def architecture(weights: Mapping[str, Tensor]) -> dict[str, Any]:
             "img_channels": int(image.shape[1]),
             "label_dim": int(weights["model.map_label.weight"].shape[1]),
         }
-    except (KeyError, IndexError, ZeroDivisionError) as error:
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise ValueError(
             "need a class-conditional ADM or DDPM++ network under EDM's names, got another one: "
             f"no {error}"
         ) from error
+    if emb != _EMB * width:
+        raise ValueError(
+            f"need a network with channel_mult_emb {_EMB}, got {emb / width:.4g}: an embedding of "
+            f"{emb} channels for model_channels {width}"
+        )
+    return about
+
+
+def _is_supported(weights: Mapping[str, Stored | Tensor]) -> None:
+    """Refuse EDM's other networks, and other networks under its names, by what they are."""
+    if odd := next((name for name in weights if _NCSNPP.match(name)), None):
+        raise ValueError(
+            "need ADM or DDPM++ (network.type adm, ddpmpp), got NCSN++, which is not supported: "
+            f"it has {plain(odd)}"
+        )
+    sizes = {w.shape[2:] for name, w in weights.items() if name.endswith(".resample_filter")}
+    if odd := sizes - {(2, 2)}:
+        raise ValueError(f"need resampling filters of 2x2, got {sorted(odd)[0]}, as in NCSN++")
+    if any(len(w.shape) > 8 or 0 in w.shape for w in weights.values()):
+        raise ValueError("need weights of at most 8 dimensions, none of them empty")
+    if "model.map_label.weight" not in weights and len(weights) > 1:
+        raise ValueError(
+            "need a class-conditional ADM or DDPM++ network under EDM's names, got one without "
+            "classes: no 'model.map_label.weight'"
+        )
 
 
 def check_architecture(about: Mapping[str, Any], params: Params, origin: str | Path) -> None:
@@ -84,7 +114,7 @@ def check_architecture(about: Mapping[str, Any], params: Params, origin: str | P
             ours = sorted(levels & set(ours), reverse=True)
         ours = list(ours) if isinstance(ours, tuple) else ours
         if name in about and theirs != ours:
-            wrong[key] = f"need {key} {theirs}, got {ours}"
+            wrong[key] = f"need {key} {plain(str(theirs))}, got {ours}"
     if wrong:
         raise ValueError(
             f"{origin} does not fit the network: {'; '.join(wrong.values())} "

@@ -4,23 +4,30 @@ EDM's persistence wrapper stores the Python source of a network beside the state
 The original loader executes that source; here it is ignored.
 """
 
-import io
-import mmap
 import os
 from typing import Any
 
 from torch import Tensor
 
+from fewstep.budgets import regular, within
 from fewstep.interop.opcodes import NN_CLASS, Inert, Reader, Rule, require
-from fewstep.interop.tensors import CALLS, STORAGES
-from fewstep.interop.torch_file import read_legacy
+from fewstep.interop.stream import Span, Stream
+from fewstep.interop.tensors import CALLS, STORAGES, Storage, Stored
+from fewstep.interop.torch_file import mapped, read_legacy
+from fewstep.quoting import quoted
 
 
 def import_edm_pickle(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """As `read_edm_pickle`, with the tensors in memory."""
+    weights, about = read_edm_pickle(path)
+    return {name: stored.load() for name, stored in weights.items()}, about
+
+
+def read_edm_pickle(path: str | os.PathLike[str]) -> tuple[dict[str, Stored], dict[str, Any]]:
     """Weights and architecture of the `ema` network in a teacher file of EDM (Karras et al. 2022).
 
     Returns:
-        The state dict under EDM's names (`model.enc....`), on the CPU, in the file's dtypes; and
+        The state dict under EDM's names (`model.enc....`), in the file's dtypes, not read yet; and
         the arguments that built the network (img_resolution, img_channels, label_dim, model_type,
         model_channels, channel_mult, ...), with EDM's defaults for missing ones. For a training
         snapshot also `loss`, the class of its loss, and `nimg`, if it records them.
@@ -28,26 +35,25 @@ def import_edm_pickle(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is truncated, is not an EDM pickle, has another preconditioning than
-            EDMPrecond, claims more than it holds, or names something that weights do not need.
+            EDMPrecond, claims more than it holds, names something that weights do not need, or
+            passes a budget.
     """
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if not size:
+    with open(regular(path), "rb") as file:
+        if not (size := os.fstat(file.fileno()).st_size):
             raise ValueError(f"need an EDM pickle, got an empty file: {path}")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
-            try:
-                pickle = Reader(stream, size, _CALLS).read()
-                network = _ema(pickle)
-                return _state_dict(network, size), _config(network) | _training(pickle)
-            except ValueError as error:
-                raise ValueError(f"refused {path}: {error}") from error
+        try:
+            pickle = Reader(Stream(str(path), mapped(file)), _CALLS).read()
+            network = _ema(pickle)
+            return _state_dict(network, size), _config(network) | _training(pickle)
+        except ValueError as error:
+            raise ValueError(f"refused {path}: {error}") from error
 
 
-def _storage(reader: Reader, data: bytes) -> Tensor:
-    # Within a pickle, torch stores each tensor's numbers as the bytes of a whole torch.save file.
-    reader.charge(len(require(data, bytes)))
+def _storage(reader: Reader, data: Span | bytes) -> Storage:
+    stream = reader.stream.inside(require(data, Span, bytes))
+    reader.charge(stream.size)
     storages: dict[str, Rule | None] = dict.fromkeys(STORAGES)
-    return require(read_legacy(io.BytesIO(data), len(data), storages), Tensor)
+    return require(read_legacy(stream, storages), Storage)
 
 
 _CALLS: dict[str, Rule | None] = {**CALLS, "torch.storage._load_from_bytes": _storage}
@@ -85,14 +91,21 @@ _NETWORK_DEFAULTS: dict[str, dict[str, Any]] = {
 def _ema(pickle: object) -> Inert:
     if isinstance(pickle, Inert):
         name = _persistent(pickle).get("class_name")
-        raise ValueError(f"need a network under 'ema', got one object of class {str(name)[:80]}")
+        raise ValueError(f"need a network under 'ema', got one object of class {_class(name)}")
     network = require(pickle, dict).get("ema")
     if network is None:
         raise ValueError("need a network under 'ema', got none: not an EDM pickle")
     name = _persistent(require(network, Inert)).get("class_name")
     if name != "EDMPrecond":
-        raise ValueError(f"need a network of class EDMPrecond, got {str(name)[:80]}")
+        raise ValueError(f"need a network of class EDMPrecond, got {_class(name)}")
     return network
+
+
+def _class(name: object) -> str:
+    """A class by its name, which may be anything: a nest of tuples took for ever to be written."""
+    return (
+        name if isinstance(name, str) and len(name) <= 80 and name.isidentifier() else quoted(name)
+    )
 
 
 def _persistent(module: Inert) -> dict[str, Any]:
@@ -107,15 +120,17 @@ def _attributes(module: Inert) -> dict[str, Any]:
     return require(module.state if plain else _persistent(module).get("state"), dict)
 
 
-def _state_dict(network: Inert, size: int) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = {}
+def _state_dict(network: Inert, size: int) -> dict[str, Stored]:
+    weights: dict[str, Stored] = {}
     seen: set[int] = set()
     total = 0
 
     def visit(module: Inert, prefix: str) -> None:
         nonlocal total
         if id(module) in seen or len(prefix) > 300:  # a module inside itself would never end
-            raise ValueError(f"the module {prefix[:300]!r} occurs twice, or is nested too deeply")
+            raise ValueError(
+                f"the module {quoted(prefix, 300)} occurs twice, or is nested too deeply"
+            )
         seen.add(id(module))
         attributes = _attributes(module)
         hidden = require(attributes.get("_non_persistent_buffers_set", set()), set)
@@ -124,7 +139,7 @@ def _state_dict(network: Inert, size: int) -> dict[str, Tensor]:
                 name = prefix + require(key, str)
                 # Shared weights would be copied for each module on saving: a small file could
                 # fill the disk.
-                total += value.nbytes if isinstance(value, Tensor) else 1
+                total += value.nbytes if isinstance(value, Stored) else 1
                 if total > size:
                     raise ValueError("its modules share weights: more than the file holds")
                 if value is None or (kind == "_buffers" and key in hidden):
@@ -132,7 +147,7 @@ def _state_dict(network: Inert, size: int) -> dict[str, Tensor]:
                 if kind == "_modules":
                     visit(require(value, Inert), f"{name}.")
                 else:
-                    weights[name] = require(value, Tensor)
+                    weights[name] = require(value, Stored)
 
     visit(network, "")
     return weights
@@ -143,10 +158,11 @@ def _config(network: Inert) -> dict[str, Any]:
     args = require(attributes.get("_init_args", ()), tuple)
     given = dict(zip(_PRECOND_ARGS, args, strict=False))
     given |= require(attributes.get("_init_kwargs"), dict)
-    config = _PRECOND_DEFAULTS | {str(name): _plain(value) for name, value in given.items()}
+    within(len(given), 64, "arguments of a network")
+    config = _PRECOND_DEFAULTS | {_class(name): _plain(value) for name, value in given.items()}
     model_type = require(config["model_type"], str)
     if model_type not in _NETWORK_DEFAULTS:
-        raise ValueError(f"need a network DhariwalUNet or SongUNet, got {model_type[:80]}")
+        raise ValueError(f"need a network DhariwalUNet or SongUNet, got {_class(model_type)}")
     for name in ("img_resolution", "img_channels"):
         require(config.get(name), int)
     return _NETWORK_DEFAULTS[model_type] | config
@@ -156,15 +172,21 @@ def _training(pickle: dict[str, Any]) -> dict[str, Any]:
     """What a snapshot records about its training: the class of its loss, and the images seen."""
     about: dict[str, Any] = {}
     if isinstance(loss := pickle.get("loss_fn"), Inert):
-        about["loss"] = str(_persistent(loss).get("class_name"))[:80]
+        about["loss"] = _class(_persistent(loss).get("class_name"))
     if isinstance(nimg := pickle.get("nimg"), int):
-        about["nimg"] = nimg
+        about["nimg"] = _plain(nimg)
     return about
 
 
 def _plain(value: object) -> object:
-    if not isinstance(value, list | tuple):
-        return value if value is None else require(value, int, float, str, bool)
-    if len(value) > 64:
-        raise ValueError(f"need a short list in the config, got {len(value)} values")
-    return [require(item, int, float, str, bool) for item in value]
+    if isinstance(value, list | tuple):
+        return [_scalar(item) for item in value[: within(len(value), 64, "values in a list")]]
+    return value if value is None else _scalar(value)
+
+
+def _scalar(value: object) -> int | float | str | bool:
+    if isinstance(value, int) and abs(value) >= 1 << 53:
+        raise ValueError("need small integers in the config, got a large one")
+    if isinstance(value, str):
+        within(len(value), 1000, "characters in a value of the config")
+    return require(value, int, float, str, bool)

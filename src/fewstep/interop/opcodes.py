@@ -2,7 +2,8 @@
 
 `pickle.load` imports and calls whatever a file names. `Reader` interprets the opcodes itself and
 can do neither: known names become inert objects, tensors come from the bytes of the file, and
-every other name is refused. Time and memory stay proportional to the size of the file.
+every other name is refused. Time and memory are bounded by `fewstep.budgets`, and no numbers of
+tensors are read here.
 """
 
 import pickletools
@@ -10,6 +11,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from fewstep.interop.stream import Span, Stream
+from fewstep.quoting import quoted
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +41,12 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (
 _CONTAINERS: dict[str, type] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set}
 _LITERALS = frozenset(
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT "
-    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 STRING BINSTRING SHORT_BINSTRING "
-    "BINBYTES SHORT_BINBYTES BINBYTES8".split()
+    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 STRING BINSTRING SHORT_BINSTRING".split()
 )
+_BYTES = {"SHORT_BINBYTES": 1, "BINBYTES": 4, "BINBYTES8": 8}  # and the bytes of their length
+_OPCODES = {op.code.encode("latin-1"): op for op in pickletools.opcodes}
+_READ_LATER = {"Span": "bytes", "Stored": "Tensor"}
+_LONGEST = 200  # characters of a name
 
 
 class Reader:
@@ -51,27 +58,41 @@ class Reader:
     Dict keys are strings, bytes or small integers, because other keys can be made slow to hash.
     """
 
-    def __init__(self, stream: Any, size: int, rules: Mapping[str, Rule | None]) -> None:  # noqa: ANN401
-        self.stream, self.size, self.rules = stream, size, rules
+    def __init__(self, stream: Stream, rules: Mapping[str, Rule | None]) -> None:
+        self.stream, self.size, self.rules = stream, stream.size, rules
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.charged = 0
 
     def read(self) -> Any:  # noqa: ANN401
-        """The next object; the stream is left right after it."""
+        """The next object; the stream is left right after it.
+
+        Raises:
+            ValueError: no pickle, a name or opcode that weights do not need, a budget passed.
+        """
         self.stack, self.memo = [], {}
         try:
-            for op, arg, at in pickletools.genops(self.stream):
-                if op.name == "STOP":
-                    return self.pop()
-                self.step(op.name, arg, at)
+            while (step := self.next())[0] != "STOP":
+                self.step(*step)
+            return self.pop()
         except (IndexError, KeyError, AttributeError, TypeError, OverflowError) as error:
             raise ValueError(f"the pickle is malformed ({type(error).__name__})") from error
-        raise AssertionError("genops ends at STOP or raises")
 
-    def step(self, op: str, arg: Any, at: int | None) -> None:  # noqa: ANN401
+    def next(self) -> tuple[str, Any, int]:
+        """Name, argument and place of the next opcode."""
+        self.stream.spent.step()
+        at = self.stream.tell()
+        if (op := _OPCODES.get(code := self.stream.read(1))) is None:
+            got = repr(code) if code else "its end"
+            raise ValueError(f"need an opcode at byte {at} of the pickle, got {got}")
+        if (length := _BYTES.get(op.name)) is not None:
+            return op.name, self.stream.span(int.from_bytes(self.stream.read(length), "little")), at
+        # pickletools only calls read and readline
+        return op.name, op.arg.reader(self.stream) if op.arg else None, at  # pyright: ignore[reportArgumentType]
+
+    def step(self, op: str, arg: Any, at: int) -> None:  # noqa: ANN401
         push = self.stack.append
-        if op in _LITERALS:
+        if op in _LITERALS or op in _BYTES:
             push(arg)
         elif op in _CONSTANTS:
             push(_CONSTANTS[op])
@@ -96,7 +117,7 @@ class Reader:
         elif op in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
             index = len(self.memo) if op == "MEMOIZE" else arg
             if not 0 <= index < self.size:
-                raise ValueError(f"it puts an object at {index:.3g} of its memo")
+                raise ValueError(f"it puts an object at {quoted(index)} of its memo")
             self.memo[index] = self.stack[-1]
         elif op in ("GET", "BINGET", "LONG_BINGET"):
             push(self.memo[arg])
@@ -135,16 +156,18 @@ class Reader:
         return items[::-1]
 
     def charge(self, cost: int) -> None:
-        """Count the bytes a call reads: a memoised object could otherwise be copied without end."""
+        """Count the bytes that a call reads: a memoised object could be read without end."""
         self.charged += cost
         if self.charged > self.size:
             raise ValueError("it uses the same bytes repeatedly: more than the file holds")
 
     def named(self, module: str, name: str) -> Name:
+        if len(module) + len(name) > _LONGEST:  # a regular expression would take its time
+            raise ValueError(f"it names {quoted(module)}, {quoted(name)}: longer than a name is")
         dotted = f"{module}.{name}"
         known = dotted in self.rules or NN_CLASS.fullmatch(dotted)
         if not known or "." in name:
-            raise ValueError(f"it names {dotted[:200]!r}, which weights do not need")
+            raise ValueError(f"it names {dotted!r}, which weights do not need")
         return Name(dotted)
 
     def call(self, name: str, args: tuple[Any, ...]) -> Any:  # noqa: ANN401
@@ -154,13 +177,19 @@ class Reader:
 
 def require(item: Any, *kinds: type) -> Any:  # noqa: ANN401
     if not isinstance(item, kinds):
-        need = " or ".join(kind.__name__ for kind in kinds)
+        names = (_READ_LATER.get(kind.__name__, kind.__name__) for kind in kinds)
+        need = " or ".join(dict.fromkeys(names))
         raise ValueError(f"need {need}, got {type(item).__name__}: not a file of weights")
     return item
 
 
 class OrderedDict(dict[Any, Any]):
     """Stands for a collections.OrderedDict, the only dict that may be given attributes."""
+
+
+def bytes_of(item: object) -> bytes:
+    """A few bytes, as of a number."""
+    return require(item, bytes) if not isinstance(item, Span) else item.small()
 
 
 def key_of(item: object) -> str | bytes | int:

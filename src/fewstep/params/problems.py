@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from fewstep.quoting import plain, printable
+
 KeyPath = tuple[Any, ...]
 
 
@@ -55,7 +57,8 @@ class Report:
 
 def dotted(path: Iterable[Any]) -> str:
     """A path of keys and list positions as messages show it: `students.cd.betas[0]`."""
-    return "".join(f"[{key}]" if type(key) is int else f".{key}" for key in path).lstrip(".")
+    parts = (f"[{key}]" if type(key) is int else f".{plain(str(key))}" for key in path)
+    return "".join(parts).lstrip(".")
 
 
 def show(value: object, rule: Mapping[str, Any] = MappingProxyType({})) -> str:
@@ -65,7 +68,8 @@ def show(value: object, rule: Mapping[str, Any] = MappingProxyType({})) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     odd = isinstance(value, str) and rule.get("type", "string") != "string"
-    return f"the string {reprlib.repr(value)}" if odd else reprlib.repr(value)
+    shown = printable(reprlib.repr(value), keep="")
+    return f"the string {shown}" if odd else shown
 
 
 def nearest(key: object, known: Iterable[str]) -> str | None:

@@ -10,7 +10,9 @@ from typing import Any
 
 import yaml
 
+from fewstep.budgets import PARAMS, PARAMS_VALUES, read_small, within
 from fewstep.params.problems import KeyPath, ParamsError, Report, show
+from fewstep.quoting import plain
 
 _FLOAT = "tag:yaml.org,2002:float"
 # What both versions read alike: not `on`, `010` or `1_000`.
@@ -25,22 +27,28 @@ def read(path: Path, report: Report) -> dict[str, Any]:
     """The file as plain values; reports duplicate keys and values that YAMLs read differently.
 
     Raises:
-        ParamsError: no such file, or one that is no YAML mapping.
+        ParamsError: no such file, one that is no YAML mapping, or one that passes a budget.
     """
     try:
-        raw = _parse(path, report)
+        text = read_small(path, PARAMS, "params")
     except FileNotFoundError:
         raise ParamsError(
             f"{path}: no such file; run in the repository's root, or copy a preset from config/"
         ) from None
     except OSError as error:
         raise ParamsError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ParamsError(f"{path}: cannot be read: {error}") from None
+    try:
+        raw = _parse(text, report)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise ParamsError(f"{path}: not valid YAML: {where}{error.problem}") from None
+    except RecursionError:
+        raise ParamsError(f"{path}: not valid params: nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = plain(" ".join(str(error).split()), 500)
         raise ParamsError(f"{path}: not valid YAML: {reason}") from None
     if not isinstance(raw, dict):
         got = "an empty file" if raw is None else show(raw)
@@ -48,13 +56,34 @@ def read(path: Path, report: Report) -> dict[str, Any]:
     return raw
 
 
-def _parse(path: Path, report: Report) -> Any:  # noqa: ANN401
-    loader = yaml.SafeLoader(path.read_bytes())
+def _parse(text: bytes, report: Report) -> Any:  # noqa: ANN401
+    loader = yaml.SafeLoader(text)
     root = loader.get_single_node()
     if root is None:
         return None
+    _values(root, {})
     _check(root, (), report, set())
     return loader.construct_document(root)
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for, with all aliases written out.
+
+    Nine lists of nine aliases, one in the other, stand for a billion values. An alias inside its
+    own anchor counts once here; whoever looks for the values refuses it.
+
+    Raises:
+        ValueError: more than params have.
+    """
+    if id(node) not in known:
+        known[id(node)] = 1
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        else:
+            parts = node.value if isinstance(node, yaml.SequenceNode) else []
+        known[id(node)] += sum(_values(part, known) for part in parts)
+        within(known[id(node)], PARAMS_VALUES, "values with aliases written out")
+    return known[id(node)]
 
 
 def _check(node: yaml.Node, path: KeyPath, report: Report, seen: set[int]) -> None:

@@ -19,6 +19,7 @@ from fewstep.params.fields import Rule, describe
 from fewstep.params.merging import BY_KEY, UNSHARED
 from fewstep.params.methods import settings_of
 from fewstep.params.problems import KeyPath, Report, did_you_mean, nearest, show
+from fewstep.quoting import plain
 
 
 class _Rules(GenerateJsonSchema):
@@ -120,7 +121,7 @@ def check_values(params: dict[str, Any], report: Report) -> None:
             path, known = tuple(error.absolute_path), cast(Rule, error.schema)["properties"]
             for key in [key for key in error.instance if key not in known]:
                 hint = did_you_mean(key, known) or f"; known keys: {', '.join(known)}"
-                report.refuse((*path, key), f"unknown key '{key}'{hint}", at=path)
+                report.refuse((*path, key), f"unknown key '{plain(str(key))}'{hint}", at=path)
                 misspelt.add((*path, nearest(key, known)))
     for error in errors:
         path, value = tuple(error.absolute_path), error.instance

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fewstep.budgets import SEEDS, STEPS, within
 from fewstep.distributed import pick_device
 from fewstep.interop.load import load
 from fewstep.params import Params, Row, Settings
 from fewstep.paths import PICTURES
 from fewstep.progress import progress
+from fewstep.quoting import quoted
 from fewstep.report.drawn import write
 from fewstep.sampling.batches import batches, generate_batches
 from fewstep.theory.sample import SAMPLERS, nfe
@@ -73,17 +75,25 @@ def parse(text: str, option: str) -> list[int]:
     Raises:
         ValueError: the text is not such a list.
     """
-    found: list[int] = []
+    ranges: list[range] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError(f"need numbers and ranges such as 0-63,100, got {text!r} ({option})")
-        found += range(int(first), int(last or first) + 1)
-    if not found:
+            raise ValueError(
+                f"need numbers and ranges such as 0-63,100, got {quoted(text)} ({option})"
+            )
+        if max(len(first), len(last)) > 19 or int(last or first) >= 2**63:
+            raise ValueError(f"need numbers below 2^63, got {quoted(text)} ({option})")
+        ranges.append(range(int(first), int(last or first) + 1))
+    if not (count := sum(map(_length, ranges))):
         raise ValueError(f"need at least one number, got {text!r} ({option})")
-    if max(found) >= 2**63:
-        raise ValueError(f"need numbers below 2^63, got {text!r} ({option})")
-    return found
+    within(count, SEEDS, f"numbers for {option}")
+    return [number for numbers in ranges for number in numbers]
+
+
+def _length(numbers: range) -> int:
+    """As `len`, which raises for ranges beyond 2^63."""
+    return max(numbers.stop - numbers.start, 0)
 
 
 def row_of(
@@ -99,4 +109,5 @@ def row_of(
     count = own if steps is None else steps
     if count < 1:
         raise ValueError(f"need --steps of at least 1, got {count}")
+    within(count, STEPS, "--steps")
     return Row(model, name, count, guidance)  # pyright: ignore[reportArgumentType]
