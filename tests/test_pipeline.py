@@ -75,7 +75,7 @@ def made(clone: Path) -> Path:
     """The clone with everything made and committed."""
     dvc("repro", cwd=clone)
     git("add", "-A", cwd=clone)
-    git("commit", "-qm", "made", cwd=clone)
+    git("commit", "-qm", "made", "--allow-empty", cwd=clone)
     return clone
 
 
