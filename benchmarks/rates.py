@@ -24,6 +24,7 @@ from fewstep.networks.weights import load_model
 from fewstep.params import Params, Row
 from fewstep.planning.flops import forward_flops
 from fewstep.sampling.batches import batches, generate_batches
+from fewstep.theory.noise import Schedule
 from fewstep.theory.sample import nfe
 
 CPU = torch.device("cpu")
@@ -64,10 +65,10 @@ def generation(
         denoiser, _ = load_model("teacher", how)
         networks[variant] = accelerate(denoiser.to(device), how.performance, frozen=True)
     flops, _ = forward_flops(build_denoiser(params), params)
-    found = {}
+    found, grid = {}, Schedule.of(params.noise)
     for kind, row in kinds(params).items():
         actions = {
-            v: partial(_consume, generate_batches, params, row, n, parts, device)
+            v: partial(_consume, generate_batches, params, row, n, grid, parts, device)
             for v, n in networks.items()
         }
         in_turn(actions, 1, device)  # compilation

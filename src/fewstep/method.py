@@ -28,15 +28,15 @@ class Method:
         trained: the networks that have an optimiser, by the name of their phase.
         kept: networks to save beside the student, by name.
         frozen: networks that are used but not trained.
-        rates: learning rates of phases that do not use the block's `lr`.
+        rates, betas: of the optimisers of phases that do not use the block's `lr` and `betas`.
         main_loss: the logged value that curves and the progress line show.
-        other_images: whether batches also need images from a second, unrelated order.
+        other_images: how many further, unrelated orders of the data batches need images from.
         encoders: encoder-only passes whose activations are held along with those of a whole pass;
             for estimating memory.
     """
 
     main_loss: ClassVar[str] = "loss"
-    other_images = False
+    other_images = 0
     encoders = 0
 
     def __init__(self, student: Denoiser, teacher: Denoiser | None = None) -> None:
@@ -45,10 +45,18 @@ class Method:
         self.kept: dict[str, nn.Module] = {}
         self.frozen: dict[str, Denoiser] = {} if teacher is None else {"teacher": teacher}
         self.rates: dict[str, float] = {}
+        self.betas: dict[str, tuple[float, float]] = {}
 
-    def phases(self, iteration: int) -> tuple[str, ...]:
-        """The networks to update in this iteration, in this order."""
+    def phases(self, iteration: int, kimg: float) -> tuple[str, ...]:
+        """The networks to update in this iteration, at that time, in this order."""
         return ("student",)
+
+    def rate_factor(self, kimg: float) -> float:
+        """A factor of all learning rates at that time, beside the block's schedule."""
+        return 1.0
+
+    def after_update(self, phase: str) -> None:
+        """Whatever follows the optimiser's step of a phase."""
 
     def prepare(self, batch: Batch) -> Any:  # noqa: ANN401
         """What the phases share for a micro-batch, as a type of the method; computed once."""
@@ -169,6 +177,5 @@ def build_method(block: Student, params: Params, device: torch.device) -> Method
         ValueError: weights or a network do not fit the params.
     """
     networks = Networks(block, params, device)
-    n = params.noise
-    schedule = Schedule(n.sigma_min, n.sigma_max, n.rho)
+    schedule = Schedule.of(params.noise)
     return methods.find(block.method).build(networks, block.settings, schedule)

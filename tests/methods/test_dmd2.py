@@ -100,10 +100,10 @@ def backward(method: Dmd2, phase: str, b: Batch, made: Generated | None = None) 
 
 
 def test_student_trains_in_every_fifth_iteration_before_the_critic() -> None:
-    phases = [gaussian_method(update_ratio=5).phases(i) for i in range(11)]
+    phases = [gaussian_method(update_ratio=5).phases(i, 0.0) for i in range(11)]
     assert [i for i, p in enumerate(phases) if p == ("student", "critic")] == [0, 5, 10]
     assert all(p == ("critic",) for i, p in enumerate(phases) if i % 5)
-    assert all("student" in gaussian_method(update_ratio=1).phases(i) for i in range(3))
+    assert all("student" in gaussian_method(update_ratio=1).phases(i, 0.0) for i in range(3))
 
 
 def test_matching_draws_levels_20_to_980_and_the_fake_score_all() -> None:
@@ -311,7 +311,7 @@ def with_others(n: int = 400) -> tuple[Batch, Tensor, Tensor]:
     """A batch with images and labels of another order, and these."""
     b, images = batch(n), torch.full((n, 1, 8, 8), 0.25)
     labels = b.labels.roll(1, dims=0)
-    return replace(b, other=(images, labels)), images, labels
+    return replace(b, others=[(images, labels)]), images, labels
 
 
 @pytest.mark.parametrize("simulate", [True, False])
@@ -658,3 +658,154 @@ def test_critic_holds_fake_score_and_discriminator_for_one_optimiser() -> None:
     own = sum(p.numel() for p in Critic(fake_score, head).parameters())
     assert own == sum(p.numel() for m in (fake_score, head) for p in m.parameters())
     assert len(list(Critic(fake_score).parameters())) == len(list(fake_score.parameters()))
+
+
+# --- switches beyond the reference -------------------------------------------------------------
+
+
+def test_a_students_own_grid_is_where_its_steps_are() -> None:
+    method = gaussian_method(sigma_max=4.0, sigma_min=0.03)
+    ends = method.steps[[0, -1]].tolist()
+    assert ends == pytest.approx([4.0, 0.03]) and len(method.levels) == 1000
+    made = gaussian_method(steps=1, sigma_max=2.5).prepare(batch(2000))
+    assert set(made.sigma.tolist()) == {2.5}
+    assert float(made.x.std()) == pytest.approx(2.5, rel=0.02)
+
+
+def test_critic_levels_are_lognormal_if_asked() -> None:
+    method, b = gaussian_method(critic_levels=(-1.2, 1.2), steps=1), batch(20_000, size=1)
+    fake = asked(method.critic.fake_score)
+    critic_loss(method, b)
+    logs = fake[0][1].log()
+    assert float(logs.mean()) == pytest.approx(-1.2, abs=0.03)
+    assert float(logs.std()) == pytest.approx(1.2, rel=0.03)
+
+
+def test_the_student_waits_for_its_critic() -> None:
+    method = gaussian_method(critic_warmup_kimg=1.0, update_ratio=1)
+    assert [method.phases(9, kimg) for kimg in (0.0, 0.99)] == [("critic",)] * 2
+    assert method.phases(10, 1.0) == ("student", "critic")
+
+
+def test_adversarial_losses_begin_late_and_slow_the_rates() -> None:
+    late = {"gan_student_weight": 1.0, "gan_critic_weight": 1.0, "gan_from_kimg": 2.0}
+    method = network_method(**late, gan_lr_factor=0.25)
+    assert [method.rate_factor(kimg) for kimg in (1.9, 2.0)] == [1.0, 0.25]
+    for step_nimg, begun in ((1999, False), (2000, True)):
+        b = batch(step_nimg=step_nimg)
+        made = method.prepare(b)
+        _, student = method.student_loss(b, made)
+        loss, critic = method.critic_loss(b, made)
+        assert ("loss_gan_student" in student) is ("loss_gan_critic" in critic) is begun
+        method.critic.zero_grad()
+        loss.backward()
+        head = [p.grad for p in method.critic.discriminator.parameters()]
+        assert all(g is not None for g in head), "what ranks exchange must be there"
+        assert any(bool(g.any()) for g in head) is begun
+
+
+def test_assimilation_moves_the_fake_score_after_student_updates_alone() -> None:
+    method = network_method(assimilate=0.25)
+    score, student = method.critic.fake_score, method.student
+    before = [p.clone() for p in score.parameters()]
+    method.after_update("critic")
+    assert all(map(torch.equal, score.parameters(), before))
+    method.after_update("student")
+    for new, old, own in zip(score.parameters(), before, student.parameters(), strict=True):
+        torch.testing.assert_close(new, 0.75 * old + 0.25 * own)
+
+
+def test_sid_sends_its_gradient_through_both_denoisers_to_the_student_alone() -> None:
+    method = network_method(matching="sid", steps=1)
+    backward(method, "student", batch())
+    assert gradients(method.student)
+    assert not gradients(method.teacher) and not gradients(method.critic)
+    b = batch()
+    made = method.prepare(b)
+    x = method.student(made.x, made.sigma, made.labels).detach().requires_grad_()
+    n, t = torch.zeros_like(x), torch.full((len(x),), 400)
+    loss, direction = method.matching_loss(x, made.labels, t, n)
+    [gradient] = torch.autograd.grad(loss, [x])
+    direct = gaussian_method(matching="dmd").settings
+    assert direct.matching == "dmd"
+    assert not torch.allclose(gradient, direction / x.numel()), "not DMD's alone"
+
+
+def test_a_divergence_asks_the_discriminator_about_the_same_noised_images() -> None:
+    method = network_method(gan_critic_weight=1.0, divergence="forward_kl", steps=1)
+    asked_of: list[tuple[Tensor, Tensor]] = []
+    teacher = asked(method.teacher)
+    logits = method.critic.logits
+
+    def heard(x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        asked_of.append((x, sigma))
+        return logits(x, sigma, labels)
+
+    method.critic.logits = heard
+    b = batch()
+    method.student_loss(b, method.prepare(b))
+    [(x, sigma)] = asked_of
+    assert torch.equal(x, teacher[0][0]) and torch.equal(sigma, teacher[0][1])
+
+
+def test_levels_by_step_stay_between_a_step_and_the_next() -> None:
+    method, b = (
+        gaussian_method(levels_by_step=True, backward_simulation=False),
+        batch(20_000, size=1),
+    )
+    teacher, fake = asked(method.teacher), asked(method.critic.fake_score)
+    made = method.prepare(b)
+    method.student_loss(b, made)
+    method.critic_loss(b, made)
+    nodes = with_zero(method.steps)
+    for sigma in (teacher[0][1], fake[1][1]):
+        for k in range(4):
+            low, high = sigma[made.step == k].aminmax()
+            assert nodes[k + 1] <= low <= nodes[k + 1] * 1.1 + 0.01
+            assert nodes[k] * 0.9 <= high <= nodes[k]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_the_inputs_are_noised_real_images(share: float) -> None:
+    method = gaussian_method(real_share=share, all_stops=True, sigma_max=0.5, sigma_min=0.4)
+    b = replace(batch(4000), images=torch.full((4000, 1, 8, 8), 5.0))
+    made = method.prepare(b)
+    later = made.step > 0
+    real = made.x.flatten(1).mean(dim=1) > 2.5
+    assert float(real[later].float().mean()) == pytest.approx(share, abs=0.03)
+    assert torch.equal(made.sigma, method.steps[made.step])
+
+
+def test_the_discriminator_sees_more_real_images_with_the_same_labels_dropped() -> None:
+    method = gaussian_method(
+        gan_critic_weight=1.0, gan_levels=0, gan_real_batch=3, label_dropout=0.5, steps=1
+    )
+    assert method.other_images == 2
+    b = batch()
+    b = replace(b, others=[(b.images + i, b.labels) for i in (1, 2)])
+    seen = list[tuple[Tensor, Tensor]]()
+    method.critic.logits = lambda x, sigma, labels: seen.append((x, labels)) or x.flatten(1)
+    _, _, made = critic_loss(method, b)
+    x, labels = seen[0]
+    assert len(x) == 4 * 6
+    torch.testing.assert_close(x[6:], torch.cat([b.images + i for i in range(3)]))
+    assert torch.equal(labels[6:], (b.labels * made.keep).repeat(3, 1))
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"divergence": "js"}, "need gan_critic_weight > 0 for divergence js, got 0"),
+    (
+        {"divergence": "js", "matching": "sid", "gan_critic_weight": 1.0},
+        "need matching: dmd for a divergence, got sid",
+    ),
+    (
+        {"real_share": 0.5, "steps": 1},
+        "need backward_simulation and several steps for a real_share",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED, ids=str)
+def test_switches_that_conflict_are_refused(changes: dict[str, Any], message: str) -> None:
+    [(_, said)] = replace(SETTINGS, **changes).check("at")
+    assert said.startswith(message)

@@ -67,7 +67,8 @@ REFUSALS: dict[str, tuple[Edit, str]] = {
     ),
     "unknown choice": (
         put("rows/cd-4/sampler", "dim"),
-        "params.yaml: rows.cd-4.sampler: need one of heun, euler, ddim, renoise, churn, got 'dim'"
+        "params.yaml: rows.cd-4.sampler: need one of heun, euler, ddim, renoise, ancestral, "
+        "churn, got 'dim'"
         "; did you mean 'ddim'?",
     ),
     "item of a list": (
@@ -197,8 +198,8 @@ def test_all_problems_are_reported_at_once() -> None:
 
 def test_method_that_is_missing_brings_no_flood() -> None:
     assert problems(without("students/cd/method")) == [
-        "params.yaml: students.cd.method: missing; need one of consistency, denoising, dmd2: how "
-        "it is trained"
+        "params.yaml: students.cd.method: missing; need one of consistency, denoising, dmd2, "
+        "moment_matching: how it is trained"
     ]
 
 

@@ -59,7 +59,7 @@ def batches(params: Params, steps: int) -> list[Batch]:
 def iteration(method: Method, number: int, b: Batch) -> None:
     """Losses and gradients of one iteration of the loop."""
     made = method.prepare(b)
-    for phase in method.phases(number):
+    for phase in method.phases(number, 0.0):
         for other, module in method.trained.items():
             module.requires_grad_(other == phase)
         loss, _ = Objective(method, phase)(b, made)

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import EDM
 from experiment import set_up, tiny_params
+from fewstep.files import read_json
 from fewstep.networks.weights import load_model, read_safetensors, save_model
 from fewstep.params import Params, Row
 from fewstep.paths import MODELS, SAMPLES, SCRATCH
 from fewstep.sampling import batches, row
 from fewstep.stages import generate
+from fewstep.theory.noise import Schedule
 from fewstep.theory.sample import SeededNoise
 
 ROW = "teacher-euler-4"
@@ -24,7 +27,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     return set_up(tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("sampler", ["heun", "euler", "ddim", "renoise"])
+@pytest.mark.parametrize("sampler", ["heun", "euler", "ddim", "renoise", "ancestral"])
 def test_images_depend_on_their_seed_not_on_the_batch(toy: Params, sampler: str) -> None:
     images = []
     for batch, first, count in [(8, 0, 8), (3, 0, 8), (2, 5, 3)]:
@@ -113,10 +116,33 @@ def test_images_come_batch_by_batch_as_each_is_done(toy: Params) -> None:
     parts = (begun.append(part) or part for part in batches.batches(seeds, 8))
     done: list[int] = []
     images, classes = list[np.ndarray](), list[int]()
-    for part_images, part_classes in batches.generate_batches(toy, how, denoiser, parts, CPU):
+    for part_images, part_classes in batches.generate_batches(toy, how, denoiser, EDM, parts, CPU):
         done.append(len(part_images))
         images.append(part_images)
         classes += list(part_classes)
         assert len(begun) == len(done), "none was begun that could be lost"
     assert done == [8, 8, 4] and np.concatenate(images).shape == (20, 1, 16, 16)
     assert classes == [i % 10 for i in seeds]
+
+
+def test_a_row_is_drawn_on_the_grid_that_its_model_names(toy: Params) -> None:
+    """Whatever the params say of their students: the model knows how it was trained."""
+    weights, about = read_safetensors(MODELS / "teacher" / "model.safetensors")
+    own = {"sampler": "euler", "steps": 4, "sigma_min": 0.1, "sigma_max": 2.5, "rho": 7.0}
+    save_model(MODELS / "teacher", weights, {**about, "sampling": own})
+    generate.run(toy, ROW)
+    with np.load(SAMPLES / f"{ROW}.npz") as samples:
+        drawn = samples["images"][:8]
+    how, denoiser = toy.rows[ROW], load_model("teacher", toy)[0]
+    grid = Schedule(0.1, 2.5, 7.0)
+    [(images, _)] = batches.generate_batches(toy, how, denoiser, grid, [range(8)], CPU)
+    assert np.abs(drawn.astype(int) - images).max() <= 1
+    said = read_json(SAMPLES / f"{ROW}.json")
+    assert (said["sigma_min"], said["sigma_max"]) == (0.1, 2.5)
+
+
+def test_a_grid_that_is_none_is_refused(toy: Params) -> None:
+    weights, about = read_safetensors(MODELS / "teacher" / "model.safetensors")
+    save_model(MODELS / "teacher", weights, {**about, "sampling": {"sigma_max": "80"}})
+    with pytest.raises(ValueError, match="need sigma_min, sigma_max and rho in `sampling`"):
+        generate.run(toy, ROW)

@@ -98,7 +98,10 @@ def test_other_peoples_checkpoints_and_folders_are_sampled(
         ),
         ("teacher --steps 1000000000", "need at most 10,000 --steps, got 1,000,000,000"),
         ("teacher --classes 0,10", "need --classes below 10, got 10"),
-        ("teacher --sampler churn", "need --sampler of heun, euler, ddim, renoise, got 'churn'"),
+        (
+            "teacher --sampler churn",
+            "need --sampler of heun, euler, ddim, renoise, ancestral, got 'churn'",
+        ),
         ("teacher --steps -1", "need --steps of at least 1, got -1"),
         ("teacher --steps 0", "need --steps of at least 1, got 0"),
         ("params.yaml", "need an EDM pickle"),

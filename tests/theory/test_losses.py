@@ -13,10 +13,12 @@ from fewstep.theory.losses import (
     denoising_loss,
     distance,
     distribution_matching,
+    divergence_factor,
     fake_score_loss,
     gan_critic_loss,
     gan_student_loss,
     loss_weight,
+    score_identity,
 )
 
 
@@ -229,3 +231,48 @@ def test_gan_losses_oppose_each_other_on_fakes() -> None:
     (critic,) = torch.autograd.grad(gan_critic_loss(logits, torch.zeros(2, 1)), logits)
     torch.testing.assert_close(student, -critic)
     assert bool((student < 0).all())
+
+
+# --- other ways to match -----------------------------------------------------------------------
+
+
+def test_score_identity_is_the_papers_two_terms_and_reaches_both_denoisers() -> None:
+    x, D_teacher, D_fake = (normal(i, 3, 1, 2, 2).requires_grad_() for i in range(3))
+    loss = score_identity(x, D_teacher, D_fake, alpha=1.2)
+    weight = (x - D_teacher).abs().mean(dim=(1, 2, 3), keepdim=True).detach()
+    gap = D_teacher - D_fake
+    wanted = ((1 - 1.2) * gap**2 + gap * (D_fake - x)) / weight
+    torch.testing.assert_close(loss, wanted.mean())
+    to_x, to_teacher, to_fake = torch.autograd.grad(loss, [x, D_teacher, D_fake])
+    torch.testing.assert_close(to_x, -gap.detach() / weight / x.numel())
+    assert bool(to_teacher.any()) and bool(to_fake.any())
+
+
+def test_score_identity_of_equal_denoisers_is_zero() -> None:
+    x, D_x = normal(0, 2, 1, 2, 2), normal(1, 2, 1, 2, 2)
+    assert float(score_identity(x, D_x, D_x, 1.0)) == 0
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [("forward_kl", [0.5, 1.5]), ("js", [0.8, 1.2])])
+def test_a_divergence_weighs_images_by_their_density_ratio(kind: str, wanted: list[float]) -> None:
+    logits = torch.tensor([1.0, 3.0]).log()  # ratios 1 and 3: forward KL r, JS r / (1 + r)
+    factor = divergence_factor(kind, logits, torch.tensor([0.31, 0.39]))
+    assert factor.tolist() == pytest.approx(wanted)
+
+
+def test_a_divergence_changes_no_level_as_a_whole_and_clips_ratios() -> None:
+    place = torch.arange(1000) / 1000
+    factor = divergence_factor("forward_kl", 100 * normal(0, 1000), place)
+    assert factor.reshape(10, 100).mean(dim=1).tolist() == pytest.approx([1.0] * 10)
+    assert float(factor.max() / factor.min()) <= 20 / 0.1 * 10
+    ratios = divergence_factor("forward_kl", torch.tensor([-100.0, 100.0]), torch.zeros(2))
+    assert float(ratios[1] / ratios[0]) == pytest.approx(200)
+
+
+def test_unweighted_matching_moves_images_by_the_plain_difference() -> None:
+    x, D_teacher, D_fake = (normal(i, 3, 1, 2, 2) for i in range(3))
+    _, direction = distribution_matching(x, D_teacher, D_fake, weighted=False)
+    torch.testing.assert_close(direction, D_fake - D_teacher)
+    _, doubled = distribution_matching(x, D_teacher, D_fake, factor=2.0)
+    _, once = distribution_matching(x, D_teacher, D_fake)
+    torch.testing.assert_close(doubled, 2 * once)

@@ -11,6 +11,7 @@ from fewstep.theory.sample import (
     SeededNoise,
     nfe,
     sample,
+    sample_ancestral,
     sample_ddim,
     sample_edm,
     sample_renoise,
@@ -84,6 +85,31 @@ def test_renoising_an_exact_student_keeps_the_datas_std(steps: int) -> None:
 
     x = sample_renoise(exact_jump, latents, labels, EDM.nodes(steps), noise)
     assert float(x.std()) == pytest.approx(0.5, rel=0.02)
+
+
+@torch.no_grad()
+def test_ancestral_steps_of_the_exact_posterior_keep_the_datas_std() -> None:
+    """The student of moment matching draws a clean image given the noised one, not its mean."""
+    latents, labels = many()
+    generator = torch.Generator().manual_seed(1)
+
+    def noise() -> Tensor:
+        return torch.randn(latents.shape, generator=generator)
+
+    def exact_draw(x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        shrink = 0.25 / (0.25 + sigma**2)
+        return shrink * x + (0.25 * (1 - shrink)).sqrt() * noise()
+
+    x = sample_ancestral(exact_draw, latents, labels, EDM.nodes(4), noise)
+    assert float(x.std()) == pytest.approx(0.5, rel=0.02)
+
+
+@torch.no_grad()
+def test_long_ancestral_sampling_of_means_gives_the_datas_std() -> None:
+    latents, labels = many(4000)
+    noise = SeededNoise(range(4000), (1, 1, 1))
+    x = sample_ancestral(Gaussian(), latents, labels, EDM.nodes(200), noise)
+    assert float(x.std()) == pytest.approx(0.5, rel=0.05)
 
 
 @torch.no_grad()

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from conftest import EDM, Gaussian, exact_flow
-from fewstep.theory.solve import Denoise, churn, ddim_step, euler_step, heun_step, inverse_ddim
+from fewstep.theory.solve import (
+    Denoise,
+    churn,
+    ddim_step,
+    euler_step,
+    heun_step,
+    inverse_ddim,
+    posterior_step,
+)
 
 Step = Callable[[Denoise, Tensor, Tensor, Tensor], Tensor]
 
@@ -105,3 +113,20 @@ def test_churn_raises_the_noise_to_the_new_sigma() -> None:
     still, same = churn(x, sigma, 0.0, 1.003, noise)
     assert float(still) == 0
     assert float(same) == 2
+
+
+def test_the_posterior_of_gaussian_data_has_the_right_mean_and_variance() -> None:
+    """Given x at sigma and exact clean images, x at sigma_next is distributed as by noising y."""
+    generator = torch.Generator().manual_seed(0)
+    y, n, fresh = torch.randn(3, 400_000, 1, 1, 1, generator=generator, dtype=torch.float64)
+    sigma, sigma_next = torch.tensor(2.0), torch.tensor(0.7)
+    x = 0.5 * y + sigma * n
+    x_next = posterior_step(x, 0.5 * y, sigma, sigma_next, fresh)
+    assert float(x_next.var()) == pytest.approx(0.5**2 + 0.7**2, rel=0.01)
+    assert float((x_next * x).mean()) == pytest.approx(0.5**2 + 0.7**2, rel=0.01), "Markov"
+    assert float((x_next * y).mean()) == pytest.approx(0.5, rel=0.01)
+
+
+def test_the_posterior_at_no_noise_is_the_clean_image() -> None:
+    x, clean, n = torch.randn(3, 2, 1, 2, 2, dtype=torch.float64)
+    assert torch.equal(posterior_step(x, clean, torch.tensor(2.0), torch.tensor(0.0), n), clean)

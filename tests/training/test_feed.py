@@ -88,8 +88,8 @@ def test_ranks_share_the_micro_batches_of_one_process(world: int) -> None:
 
 def test_another_order_is_read_for_methods_that_ask_for_it_only() -> None:
     data = Images()
-    (own,), (both,) = feed(data)(0), feed(Images(), other_images=True)(0)
-    assert own.other is None
+    (own,), (both,) = feed(data)(0), feed(Images(), other_images=1)(0)
+    assert not own.others
     with pytest.raises(AssertionError, match="need a method that asks for other_images"):
         own.other_images()
     images, labels = both.other_images()
@@ -99,7 +99,7 @@ def test_another_order_is_read_for_methods_that_ask_for_it_only() -> None:
 
 
 def test_the_other_order_goes_through_all_images_too() -> None:
-    ahead = feed(Images(), batch=20, batch_gpu=20, total=60, other_images=True)
+    ahead = feed(Images(), batch=20, batch_gpu=20, total=60, other_images=1)
     seen = [i for nimg in (0, 20, 40) for i in numbers(ahead(nimg)[0].other_images()[0])]
     assert sorted(seen) == list(range(IMAGES))
 

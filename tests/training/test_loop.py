@@ -531,7 +531,7 @@ def test_the_other_order_of_the_data_is_whole_unrelated_and_the_same_on_every_ra
 
     def epoch(rank: Rank) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         here, there, orders = [], [], []
-        feed = Feed(dataset, block.batch, block.batch_gpu, 10**6, toy.seed, rank, True)
+        feed = Feed(dataset, block.batch, block.batch_gpu, 10**6, toy.seed, rank, 1)
         for nimg in range(0, len(dataset), block.batch):
             for batch in feed(nimg):
                 here.append(batch.images)

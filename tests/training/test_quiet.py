@@ -145,7 +145,7 @@ def test_a_device_has_the_next_batch_before_the_images_of_one_are_waited_for(
     denoiser, parts = load_model("teacher", toy)[0].to(META), [range(3), range(3, 5), range(5, 6)]
     row = Row("teacher", "euler", 1, 1.0)
     with NoWaiting():
-        made = list(drawing.generate_batches(toy, row, denoiser, parts, META))
+        made = list(drawing.generate_batches(toy, row, denoiser, EDM, parts, META))
     assert made == parts
     steps = ("launched 3", "launched 2", "finished 3", "launched 1", "finished 2", "finished 1")
     assert tuple(order) == steps

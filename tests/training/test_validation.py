@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
+from conftest import EDM
 from experiment import set_up, tiny_params
 from fewstep.data.lmdb import ImageDataset
 from fewstep.distributed import Rank
@@ -59,7 +60,7 @@ def experiment() -> Params:
 
 
 def validator(params: Params, **changes: Any) -> Validator:  # noqa: ANN401
-    return Validator(params, replace(SETTINGS, **changes), ImageDataset(DATA), ALONE)
+    return Validator(params, replace(SETTINGS, **changes), EDM, ImageDataset(DATA), ALONE)
 
 
 def staged(params: Params, row: Row) -> float:

@@ -1,6 +1,7 @@
 """A micro-batch and its place on the training clock, which determines all its randomness."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +24,8 @@ class Batch:
         nimg: position of the first image on the clock.
         step_nimg: position of the first image of the global batch, over all ranks.
         seed: the run's seed.
-        other: as many images and labels in an unrelated order of the data, for methods that set
-            `other_images`.
+        others: as many images and labels in each of the `other_images` unrelated orders of the
+            data that the method asks for.
     """
 
     images: Tensor
@@ -32,7 +33,7 @@ class Batch:
     nimg: int
     step_nimg: int
     seed: int
-    other: tuple[Tensor, Tensor] | None = None
+    others: Sequence[tuple[Tensor, Tensor]] = ()
 
     def __post_init__(self) -> None:
         device = self.images.device
@@ -49,16 +50,26 @@ class Batch:
     def kimg(self) -> float:
         return self.step_nimg / 1000
 
-    def other_images(self) -> tuple[Tensor, Tensor]:
-        assert self.other is not None, "need a method that asks for other_images"
-        return self.other
+    def other_images(self, order: int = 0) -> tuple[Tensor, Tensor]:
+        assert order < len(self.others), "need a method that asks for other_images"
+        return self.others[order]
 
     def normal_like(self, x: Tensor) -> Tensor:
         return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=self.generator)
 
-    def uniform_ints(self, low: int, high: int) -> Tensor:
-        """An integer in [low, high) for each image, (B,)."""
-        shape, device = (len(self.images),), self.images.device
+    def normal(self) -> Tensor:
+        """A standard normal number for each image, (B,)."""
+        device = self.images.device
+        return torch.randn(len(self.images), device=device, generator=self.generator)
+
+    def uniform(self) -> Tensor:
+        """A number in [0, 1) for each image, (B,)."""
+        device = self.images.device
+        return torch.rand(len(self.images), device=device, generator=self.generator)
+
+    def uniform_ints(self, low: int, high: int, count: int | None = None) -> Tensor:
+        """An integer in [low, high) for each image, or `count` of them, (B,)."""
+        shape, device = (count or len(self.images),), self.images.device
         return torch.randint(low, high, shape, device=device, generator=self.generator)
 
     def keep_labels(self, drop: float) -> Tensor:

@@ -19,8 +19,7 @@ from fewstep.logs import Logged, by_group, by_sigma, mean_of
 from fewstep.method import Method, Networks
 from fewstep.networks.denoiser import Denoiser
 from fewstep.params.fields import KimgOrZero, Several, Share, asks, block, one_of
-from fewstep.params.methods import Problem
-from fewstep.params.methods import Settings as MethodSettings
+from fewstep.params.methods import OwnGrid, Problem
 from fewstep.theory import noise
 from fewstep.theory.losses import DISTANCES, WEIGHTS, distance, loss_weight
 from fewstep.theory.noise import Schedule, per_image
@@ -28,7 +27,7 @@ from fewstep.theory.solve import ConditionalDenoise, ddim_step, inverse_ddim
 
 
 @block(kw_only=True)
-class Settings(MethodSettings):
+class Settings(OwnGrid):
     steps: Several
     """segments of the student's grid. The student samples in as many steps"""
     teacher_edges: Annotated[
@@ -47,6 +46,9 @@ class Settings(MethodSettings):
     edges"""
     terminal_teacher_hop: bool
     """the target on the last edge is a teacher step; false: the clean image"""
+    addim: Share | None = None
+    """the teacher hops by aDDIM, which adds this share of its squared error as variance; absent =
+    Heun's step. Heek et al. add 0.75, against images that DDIM makes too smooth"""
     sync_dropout: bool
     """prediction and target use the same dropout masks; false: the target uses no dropout"""
     distance: Annotated[str, one_of(DISTANCES)]
@@ -135,6 +137,24 @@ class Grid:
         return Edges(segment, sigma_t, sigma_s, sigma_b, snap, terminal)
 
 
+def addim_hop(D_t: Tensor, x_t: Tensor, y: Tensor, edges: Edges, share: float) -> Tensor:
+    """aDDIM's step from sigma_t to sigma_s for each image, (B, C, H, W), float64.
+
+    DDIM's step to D(x_t) forgets that the clean image is uncertain. aDDIM scales its noise up, so
+    that the images at sigma_s vary as much as they should (Heek et al. 2024, Algorithm 2).
+
+    Args:
+        D_t: the teacher's clean images.
+        y: the clean images that x_t was made of: their distance from D_t is the variance.
+        share: of that variance which is added, eta in the paper.
+    """
+    sigma_t, sigma_s = per_image(edges.sigma_t), per_image(edges.sigma_s)
+    variance = share * (y - D_t).square().mean(dim=(1, 2, 3), keepdim=True)
+    scale = (sigma_s**2 + (1 - sigma_s / sigma_t) ** 2 * variance).sqrt()
+    hop = D_t + scale * (x_t - D_t) / sigma_t
+    return torch.where(per_image(edges.terminal), D_t, hop)
+
+
 def teacher_hop(teacher: ConditionalDenoise, x_t: Tensor, edges: Edges, labels: Tensor) -> Tensor:
     """Heun's step from sigma_t to sigma_s for each image, (B, C, H, W), float64.
 
@@ -185,7 +205,7 @@ class Consistency(Method):
     ) -> None:
         super().__init__(student, teacher.eval().requires_grad_(False))
         self.teacher, self.settings, self.schedule = teacher, settings, schedule
-        self.student_sigmas = schedule.nodes(settings.steps)
+        self.student_sigmas = Schedule.of(settings.grid(schedule)).nodes(settings.steps)
         self.grids: dict[int, Grid] = {}
 
     def grid(self, kimg: float) -> Grid:
@@ -207,7 +227,8 @@ class Consistency(Method):
         return loss.mean(), self.diagnostics(loss.detach(), error, edges)
 
     def forwards(self, encoder: float) -> float:
-        return 6.0  # teacher's hop 2, student 1, its backward pass 2, target 1
+        # teacher's hop 2, or 1 of aDDIM; student 1, its backward pass 2, target 1
+        return 6.0 if self.settings.addim is None else 5.0
 
     def warnings(self, kimg: float) -> Iterator[tuple[str, str]]:
         """Name segments that see too few images. With `edm` edges the noisiest sees 0.004 %."""
@@ -257,7 +278,11 @@ class Consistency(Method):
         # float64, as in the reference: inverse DDIM amplifies rounding errors up to 1,450 times
         x_t = y.to(torch.float64) + per_image(edges.sigma_t) * n.to(torch.float64)
         with torch.no_grad():
-            x_s = teacher_hop(self.teacher, x_t, edges, labels)
+            if s.addim is None:
+                x_s = teacher_hop(self.teacher, x_t, edges, labels)
+            else:
+                D_t = self.teacher(x_t, edges.sigma_t, labels).to(x_t)
+                x_s = addim_hop(D_t, x_t, y, edges, s.addim)
         state = _rng_state(y.device)  # just before the trained forward, whose masks `target` needs
         D_t = self.student(x_t, edges.sigma_t, labels)
         target = self.target(x_t, x_s, y, labels, edges, state)

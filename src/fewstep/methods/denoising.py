@@ -2,7 +2,6 @@
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from fewstep.data.batch import Batch
@@ -46,8 +45,7 @@ class Denoising(Method):
         self, phase: str, batch: Batch, prepared: None = None
     ) -> tuple[Tensor, dict[str, Logged]]:
         y, s = batch.images, self.settings
-        z = torch.randn(len(y), device=y.device, generator=batch.generator)
-        sigma = lognormal_sigmas(z, s.P_mean, s.P_std)
+        sigma = lognormal_sigmas(batch.normal(), s.P_mean, s.P_std)
         x = y + per_image(sigma) * batch.normal_like(y)
         labels = batch.labels * batch.keep_labels(s.label_dropout)
         D_x = self.student(x, sigma, labels)

@@ -8,7 +8,7 @@ Settings that are described as "the reference" reproduce the released code, quir
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,21 +18,38 @@ from fewstep.distributed import to_device
 from fewstep.logs import Logged, by_group, by_sigma, mean_of
 from fewstep.method import Method, Networks
 from fewstep.networks.denoiser import Denoiser
-from fewstep.params.fields import Amount, Count, Natural, Positive, Several, Share, asks, block
-from fewstep.params.methods import Problem
+from fewstep.params.fields import (
+    Amount,
+    Betas,
+    Count,
+    KimgOrZero,
+    Natural,
+    Positive,
+    ProperShare,
+    Several,
+    Share,
+    asks,
+    block,
+    one_of,
+)
+from fewstep.params.methods import OwnGrid, Problem
 from fewstep.params.methods import Settings as MethodSettings
+from fewstep.theory.ema import update_average
 from fewstep.theory.losses import (
+    DIVERGENCES,
     distribution_matching,
+    divergence_factor,
     fake_score_loss,
     gan_critic_loss,
     gan_student_loss,
+    score_identity,
 )
-from fewstep.theory.noise import Schedule, per_image
+from fewstep.theory.noise import Schedule, lognormal_sigmas, per_image
 from fewstep.theory.solve import ConditionalDenoise
 
 
 @block(kw_only=True)
-class Settings(MethodSettings):
+class Settings(OwnGrid):
     """A switch that is absent is off."""
 
     steps: Count
@@ -41,10 +58,20 @@ class Settings(MethodSettings):
     """later steps start from the student's own images; false: from real images, noised"""
     fake_score_lr: Positive
     """learning rate of the fake score"""
+    fake_score_betas: Betas | None = None
+    """Adam's decay rates for the fake score; absent = the block's `betas`"""
     update_ratio: Count
     """fake-score updates per student update"""
     noise_levels: Several
     """sigmas in the grid that scores are compared on"""
+    critic_levels: (
+        Annotated[tuple[float, Positive], asks("a list of two numbers, the second > 0")] | None
+    ) = None
+    """mean and standard deviation of ln(sigma) where the fake score learns; absent = the grid of
+    `noise_levels`, uniformly. Half of that grid lies where small images are gone. SiD and
+    Diff-Instruct have -1.2 and 1.2"""
+    critic_warmup_kimg: KimgOrZero | None = None
+    """the student waits so long for its critic; absent = 0. SiDA has 100"""
     dm_levels: Annotated[
         tuple[Share, Share], asks("a list of two numbers in [0, 1], lowest and highest")
     ]
@@ -54,10 +81,39 @@ class Settings(MethodSettings):
     dm_nan_to_num: bool | None = None
     """replaces 0/0 in the matching direction by 0; absent = false. True is the reference; with
     false, a step with 0/0 is skipped"""
+    matching: Literal["dmd", "sid"] | None = None
+    """loss that matches the distributions; absent = dmd. `sid` is score identity distillation,
+    whose gradient also runs through both denoisers"""
+    sid_alpha: Amount | None = None
+    """alpha of `sid`; absent = 1.2. SiDA has 1 beside an adversarial loss"""
+    divergence: Annotated[str, one_of(DIVERGENCES)] | None = None
+    """what `dmd` minimises, by the discriminator's estimate of the density ratio; absent =
+    reverse_kl. Others need `gan_critic_weight`; js and forward_kl seek fewer modes"""
+    assimilate: ProperShare | None = None
+    """share of the student's weights that is mixed into the fake score after each student update;
+    absent = 0. SenseFlow has 0.02 to 0.03"""
+    levels_by_step: bool | None = None
+    """re-noises images of a step only to noise levels between that step and the next; absent =
+    false. As Phased DMD and moment matching do. `dm_levels` and `critic_levels` then do nothing"""
+    real_share: Share | None = None
+    """share of a backward simulation's inputs that are noised real images; absent = 0. SenseFlow
+    has a half"""
     gan_student_weight: Amount
-    """weight of the student's adversarial loss; 0 = off"""
+    """weight of the student's adversarial loss; 0 = off. That loss is a mean over images, while
+    those of the scores are means over elements: for images of n times as many elements, divide by
+    n, or by its root, for the same balance. DMD2 has 3e-3 for 64x64x3, which is 0.021 (root) or
+    0.144 for 16x16x1"""
     gan_critic_weight: Amount
-    """weight of the critic's adversarial loss; 0 = off"""
+    """weight of the critic's adversarial loss; 0 = off. Units as above; DMD2 has 1e-2, which is
+    0.069 or 0.48"""
+    gan_from_kimg: KimgOrZero | None = None
+    """adversarial losses begin here; absent = 0. SiDA and DMD2's best add them to a student that
+    has converged"""
+    gan_lr_factor: Positive | None = None
+    """factor of all learning rates from `gan_from_kimg` on; absent = 1. DMD2's best has 1/4"""
+    gan_real_batch: Count | None = None
+    """real images that the discriminator sees for each generated one; absent = 1. The further ones
+    come from other orders of the data"""
     gan_levels: Natural
     """number of lowest noise levels that the adversarial loss draws from; 0 = no noise. At most
     `noise_levels`"""
@@ -102,9 +158,18 @@ class Settings(MethodSettings):
         if self.gan_levels > self.noise_levels:
             message = f"need gan_levels <= noise_levels, got {self.gan_levels}"
             yield f"{at}.gan_levels", f"{message} and {self.noise_levels}"
-        if self.gan_student_weight and not self.gan_critic_weight:
-            message = "need gan_critic_weight > 0 when gan_student_weight > 0, got 0"
-            yield f"{at}.gan_critic_weight", message
+        if not self.gan_critic_weight:
+            if self.gan_student_weight:
+                message = "need gan_critic_weight > 0 when gan_student_weight > 0, got 0"
+                yield f"{at}.gan_critic_weight", message
+            if (self.divergence or "reverse_kl") != "reverse_kl":
+                message = f"need gan_critic_weight > 0 for divergence {self.divergence}, got 0"
+                yield f"{at}.gan_critic_weight", message
+        if self.matching == "sid" and self.divergence is not None:
+            yield f"{at}.divergence", "need matching: dmd for a divergence, got sid"
+        if self.real_share and not (self.backward_simulation and self.steps > 1):
+            message = "need backward_simulation and several steps for a real_share"
+            yield f"{at}.real_share", f"{message}, got steps of {self.steps} without"
 
     def check_origin(
         self, name: str, model: str, origin: MethodSettings | None
@@ -203,6 +268,20 @@ def backward_simulation(
     return images
 
 
+def segments(levels: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last place, in ascending levels (L,), of those between each step and the next.
+
+    Args:
+        steps: descending, (N,); the last segment reaches down to the lowest level. A segment
+            between two levels has the one above it.
+    """
+    bounds = steps.to(levels)
+    last = torch.searchsorted(levels, bounds, right=True) - 1
+    first = torch.searchsorted(levels, bounds[1:])
+    first = torch.cat([first, torch.zeros_like(last[:1])]).clamp(max=len(levels) - 1)
+    return first, torch.maximum(last, first)
+
+
 @dataclass
 class Generated:
     """What the phases of an iteration share: the student's input for one step of its sampler.
@@ -239,29 +318,51 @@ class Dmd2(Method):
         super().__init__(student, teacher.train(not settings.teacher_eval).requires_grad_(False))
         self.teacher, self.critic, self.settings = teacher, critic, settings
         device, s = next(student.parameters()).device, settings
-        self.levels = schedule.sigmas(s.noise_levels).flip(0).to(device, torch.float32)  # ascending
-        self.steps = schedule.sigmas(s.steps).to(device, torch.float32)
+        levels = schedule.sigmas(s.noise_levels).flip(0).to(torch.float32)  # ascending
+        self.levels = levels.to(device)
+        steps = Schedule.of(s.grid(schedule)).sigmas(s.steps)
+        self.steps, self.phased = steps.to(device, torch.float32), bool(s.levels_by_step)
+        self.first, self.last = (part.to(device) for part in segments(levels, steps))
         self.trained["critic"] = critic
         self.kept = {"critic": critic} if s.save_critic else {}
         self.rates = {"critic": s.fake_score_lr}
-        self.other_images = bool(s.separate_labels) and s.steps > 1
+        self.betas = {} if s.fake_score_betas is None else {"critic": s.fake_score_betas}
+        own_labels = bool(s.separate_labels) and s.steps > 1
+        self.other_images = own_labels + (s.gan_real_batch or 1) - 1
         # the critic's phase runs the encoder on fakes and reals, the student's on fakes
         self.encoders = max(2 * bool(s.gan_critic_weight), int(bool(s.gan_student_weight)))
 
-    def phases(self, iteration: int) -> tuple[str, ...]:
+    def phases(self, iteration: int, kimg: float) -> tuple[str, ...]:
         # As in the reference: student first, so the critic then trains on images that are already
-        # there, and iteration 0 trains the student before its critic has learned anything.
-        return ("student", "critic") if iteration % self.settings.update_ratio == 0 else ("critic",)
+        # there. Without a warm-up, iteration 0 trains the student before its critic has learned.
+        waits = kimg < (self.settings.critic_warmup_kimg or 0.0)
+        own_turn = iteration % self.settings.update_ratio == 0 and not waits
+        return ("student", "critic") if own_turn else ("critic",)
+
+    def adversarial(self, kimg: float) -> bool:
+        return kimg >= (self.settings.gan_from_kimg or 0.0)
+
+    def rate_factor(self, kimg: float) -> float:
+        begun = self.settings.gan_from_kimg is not None and self.adversarial(kimg)
+        return (self.settings.gan_lr_factor or 1.0) if begun else 1.0
+
+    def after_update(self, phase: str) -> None:
+        if phase == "student" and (share := self.settings.assimilate):
+            scores = self.critic.fake_score.parameters()
+            update_average(scores, self.student.parameters(), 1 - share)
 
     def forwards(self, encoder: float) -> float:
         s = self.settings
         simulated = (s.steps - 1) / 2 if s.backward_simulation else 0.0  # stops are uniform
         if s.all_stops:
             simulated = (s.steps - 1) / s.steps
-        # critic: fake score 1 + 2, encoder on fakes and reals 2 (1 + 2); student: backward 2, two
+        # critic: fake score 1 + 2, encoder on fakes and reals 1 + 2 each; student: backward 2, two
         # scores 2, and the encoder forward and back to its input
-        critic = 3 + (6 * encoder if s.gan_critic_weight else 0.0)
+        pairs = 1 + (s.gan_real_batch or 1)
+        critic = 3 + (3 * pairs * encoder if s.gan_critic_weight else 0.0)
         student = 4 + (2 * encoder if s.gan_student_weight else 0.0)
+        student += 2 * (s.matching == "sid")  # back to the input of both scores
+        student += encoder * ((s.divergence or "reverse_kl") != "reverse_kl")
         return 1 + simulated + critic + student / s.update_ratio
 
     def loss(
@@ -291,7 +392,10 @@ class Dmd2(Method):
             keep = batch.keep_labels(s.label_dropout)
             labels = labels * keep
         if s.backward_simulation and s.steps > 1:
-            clean, labels, k = self.simulate(batch, labels)
+            made, of, stops = self.simulate(batch, labels)
+            real = batch.uniform() < s.real_share if s.real_share else torch.zeros_like(k).bool()
+            clean = torch.where(per_image(real), clean, made)
+            labels, k = torch.where(real[:, None], labels, of), torch.where(real, k, stops)
         sigma = self.steps[k]
         clean = torch.where(per_image(k == 0), 0.0, clean)  # sampling starts without an image
         return Generated(clean + per_image(sigma) * z, sigma, labels, k, keep)
@@ -321,8 +425,11 @@ class Dmd2(Method):
         s, labels = self.settings, made.labels
         x = self.student(made.x, made.sigma, labels)
         made.images = x.detach()  # for the critic, which then needs no forward pass of the student
-        low, high = (int(share * s.noise_levels) for share in s.dm_levels)
-        t = batch.uniform_ints(low, min(high + 1, s.noise_levels))
+        if self.phased:
+            t = self.levels_of(batch, made.step)
+        else:
+            low, high = (int(share * s.noise_levels) for share in s.dm_levels)
+            t = batch.uniform_ints(low, min(high + 1, s.noise_levels))
         loss, direction = self.matching_loss(x, labels, t, batch.normal_like(x))
         each = direction.flatten(1).square().mean(dim=1) / 2
         logs = {
@@ -331,7 +438,7 @@ class Dmd2(Method):
             **self.by_step("loss_dm", each, made.step),
             **by_sigma("loss_dm", each, self.levels[t]),
         }
-        if s.gan_student_weight:
+        if s.gan_student_weight and self.adversarial(batch.kimg):
             gan = gan_student_loss(*self.logits(batch, (x, labels)))
             loss = loss + s.gan_student_weight * gan
             logs["loss_gan_student"] = mean_of(gan)
@@ -341,13 +448,27 @@ class Dmd2(Method):
         self, x: Tensor, labels: Tensor, t: Tensor, n: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Loss and direction of distribution matching, at noise levels t (B,) with noise n."""
-        sigma = self.levels[t]
-        with torch.no_grad():
+        s, sigma = self.settings, self.levels[t]
+        with torch.set_grad_enabled(s.matching == "sid"):
             x_t = x + per_image(sigma) * n
             D_teacher = self.teacher(x_t, sigma, labels)
             D_fake = self.critic.fake_score(x_t, sigma, labels)
-        s = self.settings
-        return distribution_matching(x, D_teacher, D_fake, s.dm_epsilon, bool(s.dm_nan_to_num))
+        fixed = x, D_teacher.detach(), D_fake.detach(), s.dm_epsilon, bool(s.dm_nan_to_num)
+        if s.matching == "sid":
+            alpha = 1.2 if s.sid_alpha is None else s.sid_alpha
+            loss = score_identity(x, D_teacher, D_fake, alpha, s.dm_epsilon)
+            return loss, distribution_matching(*fixed)[1]
+        factor: Tensor | float = 1.0
+        if (kind := s.divergence or "reverse_kl") != "reverse_kl":
+            with torch.no_grad():
+                logits = self.critic.logits(x_t, sigma, labels)[:, 0]
+                factor = per_image(divergence_factor(kind, logits, t / s.noise_levels))
+        return distribution_matching(*fixed, factor)
+
+    def levels_of(self, batch: Batch, step: Tensor) -> Tensor:
+        """A noise level between each image's step and the next one, as its place in the grid."""
+        first, last = self.first[step], self.last[step]
+        return first + (batch.uniform() * (last - first + 1)).long()
 
     def critic_loss(self, batch: Batch, made: Generated) -> tuple[Tensor, dict[str, Logged]]:
         s, labels = self.settings, made.labels
@@ -355,7 +476,12 @@ class Dmd2(Method):
         if x is None:
             with torch.no_grad():
                 x = made.images = self.student(made.x, made.sigma, labels)
-        sigma = self.levels[batch.uniform_ints(0, s.noise_levels)]
+        if self.phased:
+            sigma = self.levels[self.levels_of(batch, made.step)]
+        elif s.critic_levels is not None:
+            sigma = lognormal_sigmas(batch.normal(), *s.critic_levels)
+        else:
+            sigma = self.levels[batch.uniform_ints(0, s.noise_levels)]
         D_x = self.critic.fake_score(x + per_image(sigma) * batch.normal_like(x), sigma, labels)
         each = fake_score_loss(D_x, x, sigma, self.student.sigma_data)
         loss = each.mean()
@@ -364,9 +490,12 @@ class Dmd2(Method):
             **self.by_step("loss_fake", each, made.step),
             **by_sigma("loss_fake", each, sigma),
         }
-        if s.gan_critic_weight:
-            real_labels = batch.labels if made.keep is None else batch.labels * made.keep
-            fake, real = self.logits(batch, (x, labels), (batch.images, real_labels))
+        if s.gan_critic_weight and not self.adversarial(batch.kimg):
+            # all weights get a gradient at every step, as the exchange between ranks asks
+            assert self.critic.discriminator is not None
+            loss = loss + 0.0 * sum(w.sum() for w in self.critic.discriminator.parameters())
+        elif s.gan_critic_weight:
+            fake, real = self.logits(batch, (x, labels), self.real(batch, made.keep))
             gan = gan_critic_loss(fake, real)
             loss = loss + s.gan_critic_weight * gan
             logs |= {
@@ -375,6 +504,13 @@ class Dmd2(Method):
                 "realism_fake": mean_of(fake.sigmoid()),
             }
         return loss, logs
+
+    def real(self, batch: Batch, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Real images for the discriminator and their labels, dropped as the generated ones'."""
+        more = range(self.other_images - (self.settings.gan_real_batch or 1) + 1, self.other_images)
+        pairs = [(batch.images, batch.labels), *map(batch.other_images, more)]
+        images, labels = (torch.cat(each) for each in zip(*pairs, strict=True))
+        return images, labels if keep is None else labels * keep.repeat(len(pairs), 1)
 
     def by_step(self, name: str, values: Tensor, k: Tensor) -> dict[str, Logged]:
         """Means of values (B,) grouped by the step k (B,) that made the images."""
@@ -386,16 +522,16 @@ class Dmd2(Method):
 
         With `gan_levels` above 0 the images are noised, fakes and reals independently.
         """
-        seen, sigmas = [], []
+        seen, sigmas, sizes = [], [], [len(x) for x, _ in pairs]
         for x, _ in pairs:
             sigma = self.levels[:1].expand(len(x))
             if self.settings.gan_levels:
-                sigma = self.levels[batch.uniform_ints(0, self.settings.gan_levels)]
+                sigma = self.levels[batch.uniform_ints(0, self.settings.gan_levels, len(x))]
                 x = x + per_image(sigma) * batch.normal_like(x)
             seen.append(x)
             sigmas.append(sigma)
         labels = torch.cat([labels for _, labels in pairs])
-        return self.critic.logits(torch.cat(seen), torch.cat(sigmas), labels).chunk(len(pairs))
+        return self.critic.logits(torch.cat(seen), torch.cat(sigmas), labels).split(sizes)
 
 
 def build(networks: Networks, settings: Settings, schedule: Schedule) -> Dmd2:

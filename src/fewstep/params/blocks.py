@@ -130,8 +130,9 @@ class Row:
     model: Model
     """whose images are measured"""
     sampler: RowSampler
-    """how images are drawn. `renoise` adds fresh noise at each step; `churn` is EDM's stochastic
-    sampler"""
+    """how images are drawn. `renoise` adds fresh noise at each step, `ancestral` a part of it, from
+    the posterior; `churn` is EDM's stochastic sampler. Noise levels are those of the model: a
+    student's own, else `noise`"""
     steps: Count
     """steps of the sampler. Not network calls: `heun` calls twice in all but the last"""
     guidance_scale: float
@@ -149,8 +150,9 @@ class Sweep:
     model: Model
     """whose images are measured"""
     sampler: RowSampler
-    """how images are drawn. `renoise` adds fresh noise at each step; `churn` is EDM's stochastic
-    sampler"""
+    """how images are drawn. `renoise` adds fresh noise at each step, `ancestral` a part of it, from
+    the posterior; `churn` is EDM's stochastic sampler. Noise levels are those of the model: a
+    student's own, else `noise`"""
     steps: Annotated[
         tuple[Count, ...], asks("a list of different integers >= 1", minItems=1, uniqueItems=True)
     ]

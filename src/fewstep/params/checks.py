@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from fewstep.params.blocks import Params
+from fewstep.params.blocks import Noise, Params
 from fewstep.params.problems import KeyPath, Report, did_you_mean, show
 from fewstep.params.sweeps import swept_rows
 from fewstep.params.training import Student
@@ -25,6 +25,8 @@ def check_conflicts(raw: dict[str, Any], report: Report) -> None:
     if report.sound("teacher") and "train" in raw["teacher"]:
         _check_student("teacher", _student(raw["teacher"]["train"]), report)
     if isinstance(raw.get("students"), dict):
+        if report.sound("noise"):
+            _check_grids(raw, report)
         imports = raw["imports"] if report.sound("imports") else {}
         names = ["teacher", *map(str, raw["students"]), *map(str, imports)]
         _check_students(raw["students"], imports, names, report)
@@ -68,6 +70,17 @@ def _check_noise(noise: dict[str, Any], report: Report) -> None:
     if not low < high:
         message = f"need sigma_min < sigma_max, got {low} and {high}"
         report.conflict(("noise", "sigma_min"), message)
+
+
+def _check_grids(raw: dict[str, Any], report: Report) -> None:
+    noise = Noise(**raw["noise"])
+    for name, block in raw["students"].items():
+        if report.sound("students", name):
+            grid = _student(block).settings.grid(noise)
+            if grid != noise and not grid.sigma_min < grid.sigma_max:
+                message = "need sigma_min < sigma_max of the student's steps, noise's where absent"
+                got = f"got {grid.sigma_min:g} and {grid.sigma_max:g}"
+                report.conflict(("students", name, "settings", "sigma_max"), f"{message}, {got}")
 
 
 def _check_levels(resolution: int, levels: int, report: Report) -> None:

@@ -56,6 +56,7 @@ Sigma = Annotated[float, Field(gt=0), asks(unit="sigma")]
 SigmaOrZero = Annotated[float, Field(ge=0), asks(unit="sigma")]
 Pixels = Annotated[int, Field(ge=1), asks(unit="pixels")]
 Resolutions = Annotated[tuple[Count, ...], asks("a list of integers >= 1", unit="pixels")]
+Betas = Annotated[tuple[Rate, Rate], asks("a list of two numbers in [0, 1)")]  # of Adam
 Text = Annotated[str, asks(minLength=1)]
 Frozen = Annotated[Mapping[K, V], AfterValidator(MappingProxyType)]
 Model = Annotated[str, asks("teacher, the name of a student or of an import")]
@@ -79,7 +80,9 @@ _CONDITIONS: dict[type, tuple[Condition, ...]] = {}
 
 def describe(cls: type, rule: Rule) -> None:
     """Add to the JSON schema of a block what its keys mean and what its conditions ask for."""
-    for key, text in _meanings(cls.__module__)[cls.__name__].items():
+    blocks = [base for base in reversed(cls.__mro__) if base in _CONDITIONS]
+    texts = [_meanings(base.__module__)[base.__name__] for base in blocks]
+    for key, text in (pair for some in texts for pair in some.items()):
         meaning, _, more = text.partition(". ")
         said = {"description": meaning} | ({"more": more} if more else {})
         rule["properties"][key] = rule["properties"][key] | said

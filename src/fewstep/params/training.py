@@ -9,6 +9,7 @@ from fewstep.methods import names
 from fewstep.params import methods
 from fewstep.params.fields import (
     Amount,
+    Betas,
     Count,
     Kimg,
     KimgOrZero,
@@ -25,7 +26,7 @@ from fewstep.params.fields import (
     unless,
 )
 
-Sampler = Literal["heun", "euler", "ddim", "renoise"]
+Sampler = Literal["heun", "euler", "ddim", "renoise", "ancestral"]
 Url = Annotated[str, asks("a path, or an https: or file: address", minLength=1)]
 Origin = Annotated[str, asks("teacher, the name of another student or of an import")]
 # The length refuses a last newline, which Python's `$` lets pass.
@@ -134,7 +135,7 @@ class Student:
     """lr after the warm-up; linear and cosine end at 0"""
     optimizer: Literal["adamw", "adam", "radam"]
     """the optimiser. In `adam` and `radam` weight decay is an L2 penalty"""
-    betas: Annotated[tuple[Rate, Rate], asks("a list of two numbers in [0, 1)")]
+    betas: Betas
     """Adam's decay rates"""
     weight_decay: Amount
     """weight decay of the optimiser"""

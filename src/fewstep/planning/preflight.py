@@ -213,7 +213,7 @@ def dry_run(name: str, params: Params, rank: Rank) -> str:
     started = time.perf_counter()
     run = Run(name, block, params, alone, ImageDataset(DATA, params.data.classes))
     batches, prepared = run.feed(0), list[Any]()
-    for phase in run.method.phases(0):
+    for phase in run.method.trained:
         run.update(phase, batches, prepared)
     run.averages.update(0)
     for phase, _, _, loss in run.nonfinite.unseen:

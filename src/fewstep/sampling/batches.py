@@ -29,6 +29,7 @@ def generate_batches(
     params: Params,
     row: Row,
     denoiser: ConditionalDenoise,
+    grid: Schedule,
     parts: Iterable[Sequence[int]],
     device: torch.device,
     classes: Iterable[int] | None = None,
@@ -39,14 +40,14 @@ def generate_batches(
     sampling the other.
 
     Args:
+        grid: the schedule that the row's steps cut; of the model, `Schedule.of_model`.
         classes: the class of each image; None for the policy of params.generate.labels.
 
     Raises:
         FloatingPointError: an image is not finite.
     """
-    d, n = params.data, params.noise
+    d, sigmas = params.data, grid.nodes(row.steps)
     denoise = guided(denoiser, row.guidance_scale)
-    sigmas = Schedule(n.sigma_min, n.sigma_max, n.rho).nodes(row.steps)
     given, launched = iter(classes or ()), deque[tuple[Sequence[int], Tensor, Tensor]]()
     for part in parts:
         noise = SeededNoise(part, (d.channels, d.resolution, d.resolution), device)

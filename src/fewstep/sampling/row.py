@@ -18,6 +18,7 @@ from fewstep.params import Params, Row, digest
 from fewstep.paths import MODELS, SAMPLES, SCRATCH
 from fewstep.progress import progress
 from fewstep.sampling.batches import batches, generate_batches, seed_ranges
+from fewstep.theory.noise import Schedule
 from fewstep.theory.sample import nfe
 
 ROUNDING = "uint8(clip(127.5 x + 128, 0, 255)), truncated"  # fewstep.theory.sample.to_uint8
@@ -37,7 +38,8 @@ def draw_row(name: str, params: Params, rank: Rank) -> None:
     denoiser, about = load_model(row.model, params)
     folder = SCRATCH / "samples" / name / fingerprint(params, row, rank.device)
     denoiser = accelerate(denoiser.to(rank.device), params.performance, frozen=True)
-    sample_parts(params, row, denoiser, parts, folder, rank, f"generate {name}")
+    grid = Schedule.of_model(about, params.noise)
+    sample_parts(params, row, denoiser, grid, parts, folder, rank, f"generate {name}")
     barrier(rank)
     if rank.first:
         collect(folder, parts, SAMPLES / f"{name}.npz")
@@ -49,6 +51,7 @@ def sample_parts(
     params: Params,
     row: Row,
     denoiser: Denoiser,
+    grid: Schedule,
     parts: Sequence[range],
     folder: Path,
     rank: Rank,
@@ -59,7 +62,7 @@ def sample_parts(
     missing = [part for part in mine if not _file(folder, part).exists()]
     total, todo = sum(map(len, mine)), sum(map(len, missing))
     with progress(total, desc, initial=total - todo, silent=not rank.first) as bar:
-        made = generate_batches(params, row, denoiser, missing, rank.device)
+        made = generate_batches(params, row, denoiser, grid, missing, rank.device)
         for part, (images, labels) in zip(missing, made, strict=True):
             save_arrays(_file(folder, part), {"images": images, "labels": labels})
             bar.update(len(part))
@@ -112,6 +115,7 @@ def protocol(params: Params, row: Row, about: dict) -> dict:
         "ema": train.get("ema", about.get("ema")),
         "sampler": row.sampler,
         "steps": row.steps,
+        **vars(Schedule.of_model(about, params.noise)),
         "nfe": nfe(row.sampler, row.steps, row.guidance_scale),
         "guidance_scale": row.guidance_scale,
         "churn": row.churn and vars(row.churn),

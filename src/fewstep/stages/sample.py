@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from fewstep.progress import progress
 from fewstep.quoting import quoted
 from fewstep.report.drawn import write
 from fewstep.sampling.batches import batches, generate_batches
+from fewstep.theory.noise import Schedule
 from fewstep.theory.sample import SAMPLERS, nfe
 
 HELP = "draw images with a model or checkpoint: a grid, PNGs, NPZ"
@@ -26,7 +28,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--seeds", default="0-63", help="as 0-63,100, an image each; default: 0-63")
     parser.add_argument("--steps", type=int, help="default: as many as it was trained for")
     parser.add_argument("--guidance", type=float, default=1.0, help="scale; default: 1, off")
-    parser.add_argument("--sampler", help="heun, euler, ddim or renoise; default: its method's")
+    parser.add_argument("--sampler", help="such as heun or ddim; default: its method's")
     parser.add_argument("--out", type=Path, help="folder; default: a new one in artifacts")
 
 
@@ -46,7 +48,7 @@ def run(
         model: a name in params.yaml, or the file or folder of a checkpoint of the same network.
         classes: written like `seeds`; images take them in turn. None for all.
         seeds: numbers and inclusive ranges, such as 0-63,100.
-        steps, sampler: None for those that the student was trained for.
+        steps, sampler: None for those that the model says it was trained for, or 18 of Heun.
 
     Raises:
         ValueError: no such model, a model of another network, or invalid arguments.
@@ -55,12 +57,14 @@ def run(
     chosen = parse(classes, "--classes") if classes else list(range(params.data.classes))
     if wrong := [c for c in chosen if c >= params.data.classes]:
         raise ValueError(f"need --classes below {params.data.classes}, got {wrong[0]}")
-    row = row_of(model, params, sampler, steps, guidance)
-    denoiser, device = load(model, params), pick_device(params.device)
+    denoiser, about = load(model, params)
+    row, device = row_of(model, about, sampler, steps, guidance), pick_device(params.device)
+    grid = Schedule.of_model(about, params.noise)
     labels = [chosen[i % len(chosen)] for i in range(len(numbers))]
     parts, made = batches(numbers, params.generate.batch), list[NDArray[np.uint8]]()
     with progress(len(numbers), f"sample {model}") as bar:
-        for found, _ in generate_batches(params, row, denoiser.to(device), parts, device, labels):
+        drawn = generate_batches(params, row, denoiser.to(device), grid, parts, device, labels)
+        for found, _ in drawn:
             made.append(found)
             bar.update(len(found))
     images, folder = np.concatenate(made), out or PICTURES / Path(model).stem
@@ -97,11 +101,12 @@ def _length(numbers: range) -> int:
 
 
 def row_of(
-    model: str, params: Params, sampler: str | None, steps: int | None, guidance: float
+    model: str, about: dict[str, Any], sampler: str | None, steps: int | None, guidance: float
 ) -> Row:
-    """How to sample the model: as asked, else with its method's sampler and number of steps."""
-    block = params.students.get(model)
-    usual, own = (Settings() if block is None else block.settings).sampling
+    """How to sample the model: as asked, else as its JSON says, else as a teacher."""
+    usual, own = Settings().sampling
+    if said := about.get("sampling"):
+        usual, own = str(said.get("sampler")), int(said.get("steps", 0))
     name = sampler or usual
     known = [s for s in SAMPLERS if s != "churn"]  # which needs four more numbers
     if name not in known:

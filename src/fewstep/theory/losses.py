@@ -77,7 +77,13 @@ def _of(table: dict[str, T], kind: str, key: str) -> T:
 
 
 def distribution_matching(
-    x: Tensor, D_teacher: Tensor, D_fake: Tensor, epsilon: float = 0.0, nan_to_num: bool = False
+    x: Tensor,
+    D_teacher: Tensor,
+    D_fake: Tensor,
+    epsilon: float = 0.0,
+    nan_to_num: bool = False,
+    factor: Tensor | float = 1.0,
+    weighted: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Loss whose gradient moves x from the fake to the teacher's distribution (DMD2, eq. 2).
 
@@ -86,6 +92,8 @@ def distribution_matching(
         D_teacher, D_fake: both denoisers' outputs for the same noised copy of x.
         epsilon: added to the weight mean|x - D_teacher|; the reference adds nothing.
         nan_to_num: as in the reference, 0/0 becomes 0 and infinity the largest finite number.
+        factor: of each image's direction, (B, 1, 1, 1).
+        weighted: divide by the weight.
 
     Returns:
         The scalar loss and the direction (D_fake - D_teacher) / weight, (B, C, H, W), which is the
@@ -93,10 +101,54 @@ def distribution_matching(
     """
     with torch.no_grad():
         weight = (x - D_teacher).abs().mean(dim=(1, 2, 3), keepdim=True) + epsilon
-        direction = (D_fake - D_teacher) / weight
+        direction = factor * (D_fake - D_teacher) / (weight if weighted else 1.0)
         direction = direction.nan_to_num() if nan_to_num else direction
     # the target is detached, so the gradient is exactly the direction over the number of elements
     return 0.5 * F.mse_loss(x, (x - direction).detach()), direction
+
+
+def score_identity(
+    x: Tensor, D_teacher: Tensor, D_fake: Tensor, alpha: float, epsilon: float = 0.0
+) -> Tensor:
+    """The loss of score identity distillation (Zhou et al. 2024, eq. 23), averaged over elements.
+
+    <D_T - D_F, (D_T - x) - alpha (D_T - D_F)> / mean|x - D_T|. Its gradient reaches x directly and
+    through both denoisers, which must have been called with gradient; the weight has none.
+
+    Args:
+        x, D_teacher, D_fake: as for `distribution_matching`.
+        alpha: 1.2 in the paper, and 1 beside an adversarial loss.
+    """
+    gap = D_teacher - D_fake
+    weight = (x - D_teacher).abs().mean(dim=(1, 2, 3), keepdim=True).detach() + epsilon
+    return (gap * ((D_teacher - x) - alpha * gap) / weight).mean()
+
+
+DIVERGENCES: dict[str, Callable[[Tensor], Tensor]] = {
+    "reverse_kl": torch.ones_like,
+    "forward_kl": lambda r: r,
+    "js": lambda r: r / (1 + r),
+}
+"""By name, the factor of the matching direction at density ratio r (Xu et al. 2025, Table 1)."""
+
+RATIO_RANGE = 0.1, 20.0  # to which f-distill clips the density ratio
+RATIO_BINS = 10  # ranges of noise levels over which the factors have mean 1
+
+
+def divergence_factor(kind: str, logits: Tensor, place: Tensor) -> Tensor:
+    """Factor of each image's matching direction, for a divergence other than reverse KL, (B,).
+
+    Args:
+        kind: a key of DIVERGENCES.
+        logits: the discriminator's for the noised images, (B,); exp of it estimates the ratio of
+            real to generated density.
+        place: of the noise level in the grid, in [0, 1), (B,). Factors are divided by their mean
+            over the images in the same tenth of the grid.
+    """
+    factor = DIVERGENCES[kind](logits.exp().clamp(*RATIO_RANGE))
+    member = F.one_hot((place * RATIO_BINS).long(), RATIO_BINS).to(factor)
+    mean = (member * factor[:, None]).sum(dim=0) / member.sum(dim=0).clamp(min=1)
+    return factor / (member @ mean)
 
 
 def fake_score_loss(D_x: Tensor, x: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:

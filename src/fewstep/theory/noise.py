@@ -5,13 +5,26 @@ A node is a sigma of a grid; edge k leads from node k to node k + 1.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 EDM_LEVELS = -1.2, 1.2  # mean and std of log sigma in EDM's training (Table 1)
+
+
+class Levels(Protocol):
+    """What is asked of a block of params, such as `noise`."""
+
+    @property
+    def sigma_min(self) -> float: ...
+    @property
+    def sigma_max(self) -> float: ...
+    @property
+    def rho(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,31 @@ class Schedule:
                 f"need 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max} "
                 "(params.yaml: noise)"
             )
+
+    @classmethod
+    def of(cls, levels: Levels) -> "Schedule":
+        return cls(levels.sigma_min, levels.sigma_max, levels.rho)
+
+    @classmethod
+    def of_model(cls, about: Mapping[str, Any], otherwise: Levels) -> "Schedule":
+        """The schedule that a model was trained to be sampled on, as its JSON says.
+
+        Args:
+            about: the JSON.
+            otherwise: the levels of a model that says nothing, such as a teacher.
+
+        Raises:
+            ValueError: what it says is no schedule.
+        """
+        own = about.get("sampling")
+        if own is None:
+            return cls.of(otherwise)
+        try:
+            return cls(*(float(own[key]) for key in ("sigma_min", "sigma_max", "rho")))
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"need sigma_min, sigma_max and rho in `sampling` of the model's JSON, got {own!r}"
+            ) from error
 
     def sigmas(self, n: int) -> Tensor:
         """n descending sigmas from sigma_max to sigma_min, shape (n,), float64 (EDM, eq. 5)."""

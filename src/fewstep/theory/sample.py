@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from fewstep.distributed import to_device
-from fewstep.theory.solve import ConditionalDenoise, churn, ddim_step, euler_step, heun_step
+from fewstep.theory.solve import (
+    ConditionalDenoise,
+    churn,
+    ddim_step,
+    euler_step,
+    heun_step,
+    posterior_step,
+)
 
 Noise = Callable[[], Tensor]
 """Draws the next standard normal images of a batch, (B, C, H, W), float32."""
@@ -109,6 +116,22 @@ def sample_renoise(
     return x
 
 
+def sample_ancestral(
+    denoise: ConditionalDenoise, latents: Tensor, labels: Tensor, sigmas: Tensor, noise: Noise
+) -> Tensor:
+    """Denoise fully, then draw the next sigma's images from the posterior of both; float64 state.
+
+    The sampler of moment matching (Salimans et al. 2024, Algorithm 1). Unlike `sample_renoise`, a
+    step keeps what it has learned: only a part of the noise is fresh. sigmas (steps + 1,) end in 0.
+    """
+    sigmas = sigmas.to("cpu", torch.float64)
+    x = latents.to(torch.float64) * sigmas[0]
+    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+        D_x = denoise(x, sigma, labels).to(x)
+        x = posterior_step(x, D_x, sigma, sigma_next, noise().to(x)) if sigma_next else D_x
+    return x
+
+
 @dataclass(frozen=True)
 class Sampler:
     """A sampler and what it costs.
@@ -130,6 +153,7 @@ SAMPLERS = {
     "euler": Sampler(partial(sample_edm, heun=False), 1),
     "ddim": Sampler(sample_ddim, 1),
     "renoise": Sampler(sample_renoise, 1, draws=True),
+    "ancestral": Sampler(sample_ancestral, 1, draws=True),
     "churn": Sampler(sample_edm, 2, draws=True),
 }
 

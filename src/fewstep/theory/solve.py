@@ -21,6 +21,22 @@ def ddim_step(x: Tensor, D_x: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tens
     return D_x + (sigma_next / sigma) * (x - D_x)
 
 
+def posterior_step(
+    x: Tensor, D_x: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Tensor
+) -> Tensor:
+    """Noised images at sigma_next, given those at sigma and the clean ones D_x.
+
+    Draws from q(x_next | x, D_x), the Gaussian of mean r x + (1 - r) D_x and variance
+    sigma_next^2 (1 - r), where r = (sigma_next / sigma)^2 (Ho et al. 2020, eqs. 6 and 7, for noise
+    that is added without scaling). At sigma_next 0 that is D_x.
+
+    Args:
+        noise: standard normal, of the shape of x.
+    """
+    r = (sigma_next / sigma) ** 2
+    return r * x + (1 - r) * D_x + sigma_next * (1 - r).sqrt() * noise
+
+
 def inverse_ddim(x: Tensor, x_ref: Tensor, sigma: Tensor, sigma_ref: Tensor) -> Tensor:
     """The denoised images with which `ddim_step(x, ., sigma, sigma_ref)` lands on x_ref.
 

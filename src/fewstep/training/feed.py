@@ -38,7 +38,7 @@ class Feed:
     Args:
         batch, batch_gpu: images in a batch over all ranks, and in a micro-batch.
         total: images in the whole training, after which nothing is read.
-        other_images: also read as many images in a second, unrelated order.
+        other_images: also read as many images in each of so many unrelated orders.
     """
 
     def __init__(
@@ -49,11 +49,12 @@ class Feed:
         total: int,
         seed: int,
         rank: Rank,
-        other_images: bool = False,
+        other_images: int = 0,
     ) -> None:
         self.dataset, self.batch, self.batch_gpu, self.total = dataset, batch, batch_gpu, total
         self.rank, self.seed = rank, seed
-        self.orders = [seed, derived_seed(seed, "another order")][: 1 + other_images]
+        more = [derived_seed(seed, "another order", *range(1, i + 1)) for i in range(other_images)]
+        self.orders = [seed, *more]
         self.thread = ThreadPoolExecutor(1, "feed")
         self.ahead: tuple[int, Future[list[list[Rows]]]] | None = None
 
@@ -91,7 +92,7 @@ class Feed:
 
     def _micro_batch(self, first: int, nimg: int, orders: list[Rows]) -> Batch:
         own, *others = [self._on_device(*rows) for rows in orders]
-        return Batch(*own, first, nimg, self.seed, others[0] if others else None)
+        return Batch(*own, first, nimg, self.seed, others)
 
     def _on_device(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Images in [-1, 1], (B, C, H, W), and one-hot labels, (B, classes)."""

@@ -22,6 +22,7 @@ from fewstep.networks.protocol import networks_in
 from fewstep.networks.weights import save_trained, save_weights
 from fewstep.params import Params, Student, plain
 from fewstep.paths import DATA, SCRATCH
+from fewstep.theory.noise import Schedule
 from fewstep.training.averages import Averages
 from fewstep.training.checkpoint import Checkpoints
 from fewstep.training.feed import Feed, check_world
@@ -88,13 +89,15 @@ class Run:
         self.updates: dict[str, Updates] = {}
         for phase, network in self.method.trained.items():
             rate = self.method.rates.get(phase, block.lr)
-            self.updates[phase] = Updates(network.train(), block, rate, params.precision, rank, how)
+            options = block, rate, params.precision, rank, how, self.method.betas.get(phase)
+            self.updates[phase] = Updates(network.train(), *options)
         self.objectives = {p: over_ranks(Objective(self.method, p), rank) for p in self.updates}
         self.averages = Averages(self.method.student, block, how != "loop")
         sizes = block.batch, block.batch_gpu, self.total
         self.feed = Feed(dataset, *sizes, params.seed, rank, self.method.other_images)
         self.nonfinite = NonFinite(block.max_nonfinite, rank)
-        self.validator = Validator(params, block.validation, dataset, rank)
+        grid = Schedule.of(block.settings.grid(params.noise))
+        self.validator = Validator(params, block.validation, grid, dataset, rank)
         self.best: dict[str, Any] | None = None
         # only the first rank reports; a trial step has no watcher at all
         self.watcher = watcher if watcher is not None and rank.first else Watcher()
@@ -131,7 +134,7 @@ class Run:
     def iterate(self) -> None:
         """One iteration: an optimiser step per phase, then whatever is due at this nimg."""
         block, batches, prepared = self.block, self.feed(self.nimg), list[Any]()
-        for phase in self.method.phases(self.nimg // block.batch):
+        for phase in self.method.phases(self.nimg // block.batch, self.nimg / 1000):
             self.update(phase, batches, prepared)
         self.averages.update(self.nimg)
         self.nimg += block.batch
@@ -172,7 +175,8 @@ class Run:
                 updates.backward(loss / len(batches))
             self.meter.add(values)
             losses.append(loss.detach())
-        norm = updates.step(self.nimg)
+        norm = updates.step(self.nimg, self.method.rate_factor(self.nimg / 1000))
+        self.method.after_update(phase)
         for network in networks_in(self.method.trained[phase]):
             network.after_step()
         self.meter.add({f"grad_norm_{phase}": (norm.double(), torch.ones_like(norm).double())})
@@ -203,6 +207,7 @@ class Run:
             "checkpoint_seconds": self.checkpoints.stall,
         }
         lr = next(iter(self.updates.values())).rate * learning_rate_factor(self.block, self.nimg)
+        lr *= self.method.rate_factor(self.nimg / 1000)
         counts = {"lr": lr, "nonfinite_gradients": self.nonfinite.total}
         self.write({**counts, **readable(values)}, readable(times))
         main = self.method.main_loss
@@ -280,6 +285,7 @@ class Run:
                 "network": plain(self.params.network),
                 "data": {**plain(self.params.data), "sha256": self.dataset.content_sha256()},
                 "noise": plain(self.params.noise),
+                "sampling": self.block.settings.sampled(self.params.noise),
                 "seed": self.params.seed,
                 "best": self.best,
             }

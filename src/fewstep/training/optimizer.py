@@ -47,12 +47,16 @@ class Updates:
         precision: str,
         rank: Rank,
         updates: str = "fused",
+        betas: tuple[float, float] | None = None,
     ) -> None:
         self.parameters, self.block, self.rate = list(network.parameters()), block, rate
         self.foreach = updates != "loop"
         kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "radam": torch.optim.RAdam}
         self.fused = updates == "fused" and block.optimizer != "radam"
-        options: dict[str, Any] = {"betas": block.betas, "weight_decay": block.weight_decay}
+        options: dict[str, Any] = {
+            "betas": betas or block.betas,
+            "weight_decay": block.weight_decay,
+        }
         options |= {"fused": True} if self.fused else {"foreach": self.foreach}
         self.optimizer: Any = kinds[block.optimizer](self.parameters, rate, **options)
         scale = block.loss_scale or 2.0**16
@@ -61,10 +65,13 @@ class Updates:
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
 
-    def step(self, nimg: int) -> Tensor:
+    def step(self, nimg: int, factor: float = 1.0) -> Tensor:
         """Clip, update, and return the gradient's norm before clipping.
 
         If that is not finite, no weight changes, unless `nonfinite_to` mends the gradient.
+
+        Args:
+            factor: of the learning rate, beside the block's schedule.
         """
         self.scaler.unscale_(self.optimizer)
         bound = self.block.nonfinite_to
@@ -72,7 +79,7 @@ class Updates:
         limit = self.block.grad_clip or math.inf
         norm = nn.utils.clip_grad_norm_(self.parameters, limit, foreach=self.foreach).detach()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * learning_rate_factor(self.block, nimg)
+            group["lr"] = self.rate * factor * learning_rate_factor(self.block, nimg)
         if self.fused:
             # what GradScaler sets too: the fused kernel skips its update where this is 1
             self.optimizer.found_inf = (~norm.isfinite()).float()

@@ -15,6 +15,7 @@ from fewstep.metrics.reference import feature_network, published_reference, real
 from fewstep.networks.denoiser import Denoiser
 from fewstep.params import Baseline, Params, Row, Validation
 from fewstep.sampling.batches import batches, generate_batches
+from fewstep.theory.noise import Schedule
 
 
 class Validator:
@@ -27,12 +28,19 @@ class Validator:
 
     Args:
         settings: None for a training without validation, which never asks for a score.
+        grid: on which the student is sampled.
     """
 
     def __init__(
-        self, params: Params, settings: Validation | None, dataset: ImageDataset, rank: Rank
+        self,
+        params: Params,
+        settings: Validation | None,
+        grid: Schedule,
+        dataset: ImageDataset,
+        rank: Rank,
     ) -> None:
-        self.params, self._settings, self.dataset, self.rank = params, settings, dataset, rank
+        self.params, self._settings, self.grid = params, settings, grid
+        self.dataset, self.rank = dataset, rank
 
     @property
     def settings(self) -> Validation:
@@ -70,26 +78,29 @@ class Validator:
     def student(self, denoiser: Denoiser, name: str) -> tuple[float, NDArray[np.uint8]]:
         """Distance of the student's images, and the images; both are equal on all ranks."""
         v = self.settings
-        return self._score(denoiser, Row(name, v.sampler, v.steps, v.guidance_scale))
+        return self._score(denoiser, Row(name, v.sampler, v.steps, v.guidance_scale), self.grid)
 
     def teacher(self, denoiser: Denoiser, how: Baseline) -> float:
         """Distance of the teacher's images."""
-        return self._score(denoiser, Row("teacher", how.sampler, how.steps, 1.0))[0]
+        row, grid = Row("teacher", how.sampler, how.steps, 1.0), Schedule.of(self.params.noise)
+        return self._score(denoiser, row, grid)[0]
 
-    def _score(self, denoiser: Denoiser, row: Row) -> tuple[float, NDArray[np.uint8]]:
+    def _score(
+        self, denoiser: Denoiser, row: Row, grid: Schedule
+    ) -> tuple[float, NDArray[np.uint8]]:
         was_training = denoiser.training
-        images = self._images(denoiser.eval(), row)
+        images = self._images(denoiser.eval(), row, grid)
         denoiser.train(was_training)
         features = self._features(len(images), lambda mine: images[mine])
         value = frechet_distance(gaussian_stats(features), self.reference)
         # the first rank's value decides on the best state, even if GPUs of other kinds round apart
         return gather(value, self.rank)[0], images
 
-    def _images(self, denoiser: Denoiser, row: Row) -> NDArray[np.uint8]:
+    def _images(self, denoiser: Denoiser, row: Row, grid: Schedule) -> NDArray[np.uint8]:
         v, rank = self.settings, self.rank
         parts = batches(range(v.first_seed, v.first_seed + v.images), self.params.generate.batch)
         mine = parts[rank.index :: rank.world]
-        made = generate_batches(self.params, row, denoiser, mine, rank.device)
+        made = generate_batches(self.params, row, denoiser, grid, mine, rank.device)
         found = dict(zip(mine, (images for images, _ in made), strict=True))
         everyone = {part: images for each in gather(found, rank) for part, images in each.items()}
         return np.concatenate([everyone[part] for part in parts])
