@@ -13,6 +13,7 @@ from torch import Tensor
 
 from conftest import Gaussian, small_denoiser
 from experiment import set_up, tiny_params
+from fewstep.files import write_json
 from fewstep.networks.weights import load_model, read_safetensors, save_weights
 from fewstep.params import Ema, Phema, Student
 from fewstep.paths import MODELS, SNAPSHOTS
@@ -268,9 +269,11 @@ def test_the_stage_writes_a_model_that_loads(
             parameter.data.add_(0.1)
         averages.update(nimg - 32)
         averages.snapshot(SNAPSHOTS / "cd", nimg)
+    write_json(MODELS / "cd" / "model.json", {"sampling": {"sampler": "ddim", "steps": 4}})
     phema.run(params, "cd", 0.07, None, None)
     denoiser, about = load_model("cd-phema-0.07-0.064", params)
     assert about["name"] == "cd-phema-0.07-0.064" and about["student"] == "cd"
+    assert about["sampling"] == {"sampler": "ddim", "steps": 4}, "as its student"
     assert (about["std"], about["kimg"], len(about["snapshots"])) == (0.07, 0.064, 4)
     bias = float(dict(denoiser.named_parameters())["model.out_conv.bias"][0])
     of_student = float(dict(student.named_parameters())["model.out_conv.bias"][0])

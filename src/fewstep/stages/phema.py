@@ -3,6 +3,7 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
+from fewstep.files import read_json
 from fewstep.networks.registry import build_denoiser
 from fewstep.networks.weights import load_weights, save_model
 from fewstep.params import Params
@@ -28,5 +29,7 @@ def run(params: Params, name: str, std: float, kimg: float | None, out: Path | N
     weights, about = reconstruct(SNAPSHOTS / name, std, kimg)
     load_weights(build_denoiser(params), weights, SNAPSHOTS / name)
     folder = out or MODELS / f"{name}-phema-{std:g}-{about['kimg']:g}"
-    save_model(folder, weights, {"name": folder.name, "student": name, **about})
+    sampling = read_json(MODELS / name / "model.json").get("sampling")
+    about = {"name": folder.name, "student": name, "sampling": sampling, **about}
+    save_model(folder, weights, about)
     print(f"phema: {name} at {about['kimg']:g} kimg, std {std:g}, written to {folder}")
