@@ -58,7 +58,9 @@ Pixels = Annotated[int, Field(ge=1), asks(unit="pixels")]
 Resolutions = Annotated[tuple[Count, ...], asks("a list of integers >= 1", unit="pixels")]
 Text = Annotated[str, asks(minLength=1)]
 Frozen = Annotated[Mapping[K, V], AfterValidator(MappingProxyType)]
-Model = Annotated[str, asks("teacher, the name of a student or of an import")]
+Model = Annotated[
+    str, asks("teacher, the name of a student or of an import, or NAME@best of a training")
+]
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))

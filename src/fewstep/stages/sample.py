@@ -10,7 +10,7 @@ from fewstep.budgets import SEEDS, STEPS, within
 from fewstep.distributed import pick_device
 from fewstep.interop.load import load
 from fewstep.params import Params, Row, Settings
-from fewstep.paths import PICTURES
+from fewstep.paths import PICTURES, trained
 from fewstep.progress import progress
 from fewstep.quoting import quoted
 from fewstep.report.drawn import write
@@ -100,7 +100,7 @@ def row_of(
     model: str, params: Params, sampler: str | None, steps: int | None, guidance: float
 ) -> Row:
     """How to sample the model: as asked, else with its method's sampler and number of steps."""
-    block = params.students.get(model)
+    block = params.students.get(trained(model))
     usual, own = (Settings() if block is None else block.settings).sampling
     name = sampler or usual
     known = [s for s in SAMPLERS if s != "churn"]  # which needs four more numbers
