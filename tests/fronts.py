@@ -93,13 +93,16 @@ def git(*arguments: str, cwd: Path) -> str:
 
 
 def dvc_jobs(folder: Path) -> dict[str, Job]:
-    """Stages by name. A folder among the dependencies stands for the files and outs below it."""
+    """Stages by name. A folder among the dependencies stands for the files and outs below it.
+
+    A file in a folder that is an out stands for that folder, as Snakemake knows no part of one.
+    """
     from dvc.dependency.param import ParamsDependency
     from dvc.repo import Repo
 
     with Repo(str(folder)) as repo:
         stages: list[Any] = list(repo.index.stages)
-        outs = {out.def_path for stage in stages for out in stage.outs}
+        outs = {out.def_path for stage in stages if stage.name != "code" for out in stage.outs}
         jobs = {}
         for stage in stages:
             params = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
@@ -114,7 +117,9 @@ def dvc_jobs(folder: Path) -> dict[str, Job]:
 
 
 def _below(path: str, outs: set[str], folder: Path) -> set[str]:
-    if path in outs or (folder / path).is_file():
+    if whole := {out for out in outs if f"{path}/".startswith(f"{out}/")}:
+        return whole
+    if (folder / path).is_file():
         return {path}
     made = {out for out in outs if out.startswith(f"{path}/")}
     code = {str(file.relative_to(folder)) for file in (folder / path).rglob("*.*")}

@@ -99,7 +99,8 @@ def test_a_sweep_of_three_shows_what_changed_and_nothing_else(made: Path, tmp_pa
         dvc("exp", "run", "--name", name, "-S", f"{key}={name[3:]}", cwd=made)
     data = json.loads((made / "artifacts/data.json").read_text())["content_sha256"]
     column = f"FD-EffLite0-ref-{data[:8]}-256"
-    moved = {f"{column}.cd-4", f"{column}.dmd2-4-guided"}  # dmd2-4 starts from cd
+    rows = ("cd-4", "cd-4-best", "dmd2-4-guided")  # dmd2-4 starts from cd
+    moved = {f"{column}.{row}" for row in rows}
 
     show = ["exp", "show", "--only-changed", "--drop", "artifacts.*|src.*", "--csv"]
     table = list(csv.DictReader(dvc(*show, cwd=made).splitlines()))

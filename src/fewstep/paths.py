@@ -15,3 +15,10 @@ PICTURES = Path("artifacts/pictures")
 RESULTS = Path("results")
 SCRATCH = Path("scratch")
 TIMES = SCRATCH / "times"  # of trainings; in an output they would change its hash on every run
+
+BEST = "@best"  # behind a training's name: its model of the best validation
+
+
+def trained(model: str) -> str:
+    """The training that made a model: `cd` of `cd` and of `cd@best`."""
+    return model.removesuffix(BEST)

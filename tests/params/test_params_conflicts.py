@@ -69,6 +69,46 @@ REFUSALS: dict[str, tuple[Edit, str]] = {
         "need teacher or one of cd, dmd2-1, dmd2-4, got 'dc'; did you mean 'cd'? "
         "(params.yaml: rows.cd-4.model)",
     ),
+    "best of an unknown student": (
+        put("rows/cd-4/model", "dc@best"),
+        "need teacher or one of cd, dmd2-1, dmd2-4, got 'dc@best'; did you mean 'cd@best'? "
+        "(params.yaml: rows.cd-4.model)",
+    ),
+    "something else than the best": (
+        put("rows/cd-4/model", "cd@last"),
+        "need teacher or one of cd, dmd2-1, dmd2-4, got 'cd@last'; did you mean 'cd@best'? "
+        "(params.yaml: rows.cd-4.model)",
+    ),
+    "best of a student without validation": (
+        put("rows/cd-4/model", "dmd2-1@best"),
+        "need students.dmd2-1.validation to choose dmd2-1@best, got none "
+        "(params.yaml: rows.cd-4.model)",
+    ),
+    "best of a trained teacher without validation": (
+        put("rows/cd-4/model", "teacher@best"),
+        "need teacher.train.validation to choose teacher@best, got none "
+        "(params.yaml: rows.cd-4.model)",
+    ),
+    "best of a downloaded teacher": (
+        lambda raw: (
+            raw.update(teacher={"url": "t.safetensors", "sha256": "0a" * 32}),
+            put("rows/cd-4/model", "teacher@best")(raw),
+        ),
+        "need a training for @best, got teacher, which is downloaded "
+        "(params.yaml: rows.cd-4.model)",
+    ),
+    "best of an import": (
+        lambda raw: (
+            raw.update(imports={"theirs": {"url": "t.safetensors", "sha256": "0a" * 32}}),
+            put("rows/cd-4/model", "theirs@best")(raw),
+        ),
+        "need a training for @best, got theirs, which is downloaded (params.yaml: rows.cd-4.model)",
+    ),
+    "start from the best of another": (
+        put("students/dmd2-4/init_from", "cd@best"),
+        "need teacher, another student or an import, got 'cd@best'; @best is for rows "
+        "alone (params.yaml: students.dmd2-4.init_from)",
+    ),
     "start from an unknown student": (
         put("students/cd/init_from", "dmd2-41"),
         "need teacher, another student or an import, got 'dmd2-41'; did you mean 'dmd2-4'? "
@@ -106,10 +146,19 @@ def test_cycle_through_several_students_is_reported_once() -> None:
     ]
 
 
+def test_a_teacher_that_is_validated_has_a_best_model() -> None:
+    def edit(raw: dict[str, Any]) -> None:
+        raw["teacher"]["train"]["validation"] = raw["students"]["cd"]["validation"]
+        raw["rows"]["cd-4"]["model"] = "teacher@best"
+
+    assert load_edited(edit).rows["cd-4"].model == "teacher@best"
+
+
 @pytest.mark.parametrize(
     ("row", "edit"),
     [
         ("cd-4", put("rows/cd-4/guidance_scale", 1.5)),
+        ("cd-4-best", put("rows/cd-4-best/guidance_scale", 1.5)),
         ("dmd2-4-guided", put("students/dmd2-4/settings/label_dropout", 0.0)),
         (
             "teacher-heun-7",

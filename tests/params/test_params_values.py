@@ -119,6 +119,12 @@ REFUSALS: dict[str, tuple[Edit, str]] = {
         "params.yaml: students: need a student name of a-z, 0-9 and '-' that starts with a "
         "letter or digit and is not 'teacher', got 'CD'",
     ),
+    "a student's name with @": (
+        lambda raw: raw["students"].update({"cd@best": copy.deepcopy(raw["students"]["cd"])}),
+        "params.yaml: students: need a student name of a-z, 0-9 and '-' that starts with a "
+        "letter or digit and is not 'teacher', got 'cd@best'; '@' is for rows, where NAME@best is "
+        "the model that validation chose",
+    ),
     "number for a row's name": (
         lambda raw: raw["rows"].update({8: raw["rows"]["cd-4"]}),
         "params.yaml: rows: need a row name of a-z, 0-9 and '-' that starts with a letter or "

@@ -237,3 +237,12 @@ def test_images_of_a_row_are_those_of_its_own_seed_ranges(toy: Params) -> None:
     three = replace(toy, generate=replace(toy.generate, seed_ranges=3))
     assert plan.row_images(row, three) == 3 * toy.generate.images
     assert plan.row_images(replace(row, seed_ranges=1), three) == toy.generate.images
+
+
+def test_the_best_model_takes_the_room_of_a_model_and_is_no_import(toy: Params) -> None:
+    (cd,) = [s for s in plan.plan_students(toy) if s.name == "cd"]
+    without = replace(cd, block=replace(cd.block, validation=None))
+    assert cd.disk_after - without.disk_after == cd.model > 0
+    last = replace(toy, rows={k: row for k, row in toy.rows.items() if "@" not in row.model})
+    given = [plan.disk_parts(params, [])["teacher and imports"] for params in (toy, last)]
+    assert len(last.rows) < len(toy.rows) and given[0] == given[1]

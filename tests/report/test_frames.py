@@ -95,4 +95,6 @@ def test_the_main_loss_is_what_the_model_says_or_the_first_that_it_logged(tmp_pa
 def test_training_times_stand_in_a_file_of_their_own(tmp_path: Path) -> None:
     times = [{"nimg": 64, "seconds": 2.0}, {"nimg": 96, "seconds": 3.0}]
     write_log(tmp_path / TIMES, *times, file="cd.jsonl")
-    assert [train_seconds(model, tmp_path) for model in ("cd", "downloaded")] == [3.0, None]
+    of = {"cd": 0.096, "cd@best": 0.064, "downloaded": None}
+    found = [train_seconds(model, kimg, tmp_path) for model, kimg in of.items()]
+    assert found == [3.0, 2.0, None], "the best model was trained as long as it has kimg"

@@ -51,7 +51,7 @@ def test_pictures_and_arrays_are_the_same_images(toy: Params) -> None:
 def test_a_student_is_sampled_as_it_was_trained(
     toy: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("cd", "dmd2-4", "dmd2-1"):
+    for name in ("cd", "cd@best", "dmd2-4", "dmd2-1"):
         (MODELS / name).mkdir()
         weights = (MODELS / "teacher" / "model.safetensors").read_bytes()
         (MODELS / name / "model.safetensors").write_bytes(weights)
@@ -59,6 +59,7 @@ def test_a_student_is_sampled_as_it_was_trained(
     said = capsys.readouterr().out
     cd = toy.students["cd"].settings
     assert f"of cd, ddim, {getattr(cd, 'steps')} NFE" in said  # noqa: B009
+    assert f"of cd@best, ddim, {getattr(cd, 'steps')} NFE" in said  # noqa: B009
     assert "of dmd2-4, renoise, 4 NFE" in said and "of dmd2-1, renoise, 1 NFE" in said
     main(["sample", "dmd2-4", "--seeds", "0", "--guidance", "1.5", "--steps", "2"])
     assert "of dmd2-4, renoise, 4 NFE" in capsys.readouterr().out, "guidance doubles two steps"
@@ -83,6 +84,7 @@ def test_other_peoples_checkpoints_and_folders_are_sampled(
     ("arguments", "message"),
     [
         ("nobody", r"need a finished model \(teacher, cd, .* got 'nobody'"),
+        ("cd@best", r"need a finished model \(.* got 'cd@best'"),
         ("cd", r"need a finished model \(.* got 'cd'"),
         ("teacher --seeds 3-", r"need numbers and ranges such as 0-63,100, got '3-' \(--seeds\)"),
         ("teacher --seeds 9-3", r"need at least one number, got '9-3' \(--seeds\)"),

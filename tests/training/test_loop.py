@@ -23,7 +23,7 @@ from fewstep.methods.dmd2 import Dmd2
 from fewstep.networks.denoiser import Denoiser
 from fewstep.networks.weights import read_safetensors, save_model
 from fewstep.params import Params
-from fewstep.paths import DATA, MODELS, SCRATCH, SNAPSHOTS, TIMES
+from fewstep.paths import BEST, DATA, MODELS, SAMPLES, SCRATCH, SNAPSHOTS, TIMES
 from fewstep.stages import generate
 from fewstep.training import loop
 from fewstep.training.checkpoint import flatten_optimizer
@@ -59,9 +59,9 @@ def train(name: str, params: Params, rank: Rank) -> None:
 
 
 def outcome(name: str) -> dict[str, bytes]:
-    """The bytes of the model, of its snapshots, and of its log, which knows no clock."""
-    files = [MODELS / name / "model.safetensors", *sorted((SNAPSHOTS / name).iterdir())]
-    return {file.name: file.read_bytes() for file in (*files, MODELS / name / "log.jsonl")}
+    """The bytes of the models, of snapshots, and of the log, which knows no clock."""
+    folders = MODELS / name, MODELS / f"{name}{BEST}", SNAPSHOTS / name
+    return {str(file): file.read_bytes() for folder in folders for file in folder.iterdir()}
 
 
 def kill_at(nimg: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,10 +158,11 @@ def test_a_model_that_nobody_noted_is_finished_again_from_its_last_state(
     Nothing is trained for it.
     """
     phema = {"stds": [0.05, 0.1], "snapshot_kimg": 0.128}
-    params = toy_params(students__cd__phema=phema, students__cd__checkpoint_kimg=0.128)
+    short = {"phema": phema, "checkpoint_kimg": 0.128, "validation": VALIDATION}
+    params = toy_params(**{f"students__cd__{key}": value for key, value in short.items()})
     train("cd", params, ALONE)
     whole = outcome("cd")
-    for folder in (MODELS / "cd", SNAPSHOTS / "cd"):
+    for folder in (MODELS / "cd", MODELS / f"cd{BEST}", SNAPSHOTS / "cd"):
         shutil.rmtree(folder)
     monkeypatch.setattr(Run, "iterate", lambda run: pytest.fail("nothing is left to train"))
     train("cd", params, ALONE)
@@ -200,6 +201,27 @@ def test_who_uses_a_model_forgets_the_state_of_its_training(toy: Params) -> None
         assert list(SCRATCH.glob("cd-*/finished"))
         use(params)
         assert not list(SCRATCH.glob("cd-*"))
+
+
+def test_a_row_of_the_best_model_uses_its_training_too(toy: Params) -> None:
+    short = {"students__cd__kimg": 0.128, "students__cd__validation": VALIDATION}
+    params = toy_params(generate__images=4, **short)
+    train("cd", params, ALONE)
+    assert list(SCRATCH.glob("cd-*/finished"))
+    generate.run(params, "cd-4-best")
+    assert not list(SCRATCH.glob("cd-*"))
+    drawn, best = (read_json(SAMPLES / "cd-4-best.json"), read_json(MODELS / "cd@best/model.json"))
+    assert drawn["model"] == "cd@best" and drawn["method"] == "consistency"
+    assert drawn["kimg"] == best["kimg"] == best["best"]["nimg"] / 1000
+
+
+def test_a_validation_that_comes_when_all_is_trained_chooses_the_last_model(toy: Params) -> None:
+    train("cd", toy, ALONE)
+    assert list((MODELS / "cd@best").iterdir()) == [], "an output, though nothing chose"
+    weights, _ = read_safetensors(MODELS / "cd" / "model.safetensors")
+    train("cd", toy_params(students__cd__validation=VALIDATION), ALONE)
+    best, about = read_safetensors(MODELS / "cd@best" / "model.safetensors")
+    assert about["kimg"] == 0.512 and all(torch.equal(best[name], weights[name]) for name in best)
 
 
 SURVIVED = {
@@ -619,8 +641,13 @@ def test_validation_is_logged_and_keeps_the_best(
     rows = Log(MODELS / "cd" / "log.jsonl").rows()
     found = {r["nimg"]: r["validation/FD-EffLite0"] for r in rows if "validation/FD-EffLite0" in r}
     assert found == {128: 5.0, 256: 2.0, 384: 4.0, 512: 3.0}
-    _, best = read_safetensors(SNAPSHOTS / "cd" / "best.safetensors")
-    assert best == {"nimg": 256, "value": 2.0}
+    best, about = read_safetensors(MODELS / "cd@best" / "model.safetensors")
+    last, of_last = read_safetensors(MODELS / "cd" / "model.safetensors")
+    assert about == read_json(MODELS / "cd@best" / "model.json")
+    assert about == {**of_last, "name": "cd@best", "kimg": 0.256}
+    assert about["best"] == {"nimg": 256, "value": 2.0}
+    assert not list((SNAPSHOTS / "cd").iterdir())
+    assert any(not torch.equal(best[name], last[name]) for name in best)
 
 
 def test_the_teachers_score_comes_first(toy: Params) -> None:

@@ -14,6 +14,7 @@ sys.path.insert(0, "src")
 from fewstep.code import write_identities
 from fewstep.data.watched import watch
 from fewstep.params import ParamsError, load_params
+from fewstep.paths import trained
 
 try:
     load_params("params.yaml")
@@ -115,6 +116,13 @@ if workflow.is_main_process:
             raise WorkflowError(f"{error}") from None
 
 
+def drawn_by(wildcards):
+    """The model of a row: a file, or the folder NAME@best, an output as a whole."""
+    model = config["rows"][wildcards.row]["model"]
+    folder = f"artifacts/models/{model}"
+    return f"{folder}/model.safetensors" if trained(model) == model else folder
+
+
 def model_of(wildcards):
     """The model that a file in the report belongs to."""
     row = wildcards.get("row")
@@ -123,7 +131,7 @@ def model_of(wildcards):
 
 def method_of(wildcards):
     """The report category: how that model was trained."""
-    model = model_of(wildcards)
+    model = trained(model_of(wildcards))
     if model in config["students"]:
         return f"Method {config['students'][model]['method']}"
     return "Teacher" if model == "teacher" else "Imported models"

@@ -10,6 +10,7 @@ rule download_teacher:
         "artifacts/models/teacher/model.safetensors",
         "artifacts/models/teacher/model.json",
         "artifacts/models/teacher/log.jsonl",
+        directory("artifacts/models/teacher@best"),
         directory("artifacts/snapshots/teacher"),
     log:
         "logs/download-teacher.log",
@@ -75,6 +76,7 @@ rule train:
             labels=labels_of("how it was trained"),
         ),
         "artifacts/models/{student}/log.jsonl",
+        directory("artifacts/models/{student}@best"),
         directory("artifacts/snapshots/{student}"),
     log:
         "logs/train/{student}.log",

@@ -10,6 +10,7 @@ rule results_table:
             model=["teacher", *config["imports"], *config["students"]],
             file=["model.safetensors", "model.json", "log.jsonl"],
         ),
+        expand("artifacts/models/{model}@best", model=["teacher", *config["students"]]),
         params=unless_recorded("results/metrics.json"),
     output:
         report("results/metrics.json", caption="../report/metrics.rst", category="All models"),

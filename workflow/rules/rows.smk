@@ -3,10 +3,7 @@
 rule generate:
     input:
         code("generate"),
-        expand(
-            "artifacts/models/{model}/model.safetensors",
-            model=lookup(dpath="rows/{row}/model", within=config),
-        ),
+        drawn_by,
         params=unless_recorded("artifacts/samples/{row}.npz"),
     output:
         "artifacts/samples/{row}.npz",

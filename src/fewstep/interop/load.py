@@ -19,7 +19,8 @@ def load(model: str, params: Params) -> tuple[Denoiser, dict[str, Any]]:
         ValueError: there is no such model, or it is another network.
     """
     folder = MODELS / model
-    path = folder if folder.is_dir() else Path(model)
+    made = folder.is_dir() and any(folder.iterdir())  # NAME@best is empty without validation
+    path = folder if made else Path(model)
     if not path.exists():
         known = ", ".join(["teacher", *params.students, *params.imports])
         raise ValueError(

@@ -128,7 +128,8 @@ class Row:
     where generate.seed_ranges is not the row's."""
 
     model: Model
-    """whose images are measured"""
+    """whose images are measured. `NAME@best` is the model that the validation of the training NAME
+    chose, `NAME` its last"""
     sampler: RowSampler
     """how images are drawn. `renoise` adds fresh noise at each step, `ancestral` a part of it, from
     the posterior; `churn` is EDM's stochastic sampler. Noise levels are those of the model: a
@@ -148,7 +149,8 @@ class Sweep:
     """Rows from one block: each of `steps` with each of `guidance_scale`; see `swept_rows`."""
 
     model: Model
-    """whose images are measured"""
+    """whose images are measured. `NAME@best` is the model that the validation of the training NAME
+    chose, `NAME` its last"""
     sampler: RowSampler
     """how images are drawn. `renoise` adds fresh noise at each step, `ancestral` a part of it, from
     the posterior; `churn` is EDM's stochastic sampler. Noise levels are those of the model: a

@@ -10,6 +10,7 @@ from fewstep.params.problems import KeyPath, Report, did_you_mean, show
 from fewstep.params.sweeps import swept_rows
 from fewstep.params.training import Student
 from fewstep.params.values import key_of
+from fewstep.paths import BEST, trained
 
 
 def check_conflicts(raw: dict[str, Any], report: Report) -> None:
@@ -30,7 +31,7 @@ def check_conflicts(raw: dict[str, Any], report: Report) -> None:
         imports = raw["imports"] if report.sound("imports") else {}
         names = ["teacher", *map(str, raw["students"]), *map(str, imports)]
         _check_students(raw["students"], imports, names, report)
-        _check_rows(raw.get("rows"), names, report)
+        _check_rows(raw.get("rows"), names, _trainings(raw, report), report)
 
 
 def check_sweeps(raw: dict[str, Any], report: Report) -> None:
@@ -49,9 +50,9 @@ def check_sweeps(raw: dict[str, Any], report: Report) -> None:
 
 def ungrounded_guidance(params: Params) -> Iterator[str]:
     """Warnings of rows that guide without an unconditional branch; label dropout trains one."""
-    trained = {"teacher": params.teacher.train, **params.students}
+    blocks = {"teacher": params.teacher.train, **params.students}
     for name, row in params.rows.items():
-        model = trained.get(row.model)
+        model = blocks.get(trained(row.model))
         if row.guidance_scale == 1 or model is None:  # nobody knows how a download was trained
             continue
         if not model.settings.trains_unconditional:
@@ -114,6 +115,7 @@ def _check_students(
     for name, model in init_from.items():
         if model not in names:
             hint = did_you_mean(model, [other for other in names if other != name])
+            hint = f"; {BEST} is for rows alone" if trained(model) in names else hint
             message = f"need teacher, another student or an import, got {show(model)}{hint}"
             report.conflict(("students", name, "init_from"), message)
     for name, student in sound.items():
@@ -156,16 +158,42 @@ def _check_counts(metric: dict[str, Any], images: int, report: Report) -> None:
             report.conflict(("metric", block, key), message)
 
 
-def _check_rows(rows: object, names: list[str], report: Report) -> None:
+def _trainings(raw: dict[str, Any], report: Report) -> dict[str, Any]:
+    """The block of each training; None of one in which something was refused."""
+    students = {k: v if report.sound("students", k) else None for k, v in raw["students"].items()}
+    teacher = raw["teacher"] if report.sound("teacher") else {"train": None}
+    return {**({"teacher": teacher["train"]} if "train" in teacher else {}), **students}
+
+
+def _check_rows(
+    rows: object, names: list[str], trainings: Mapping[str, Any], report: Report
+) -> None:
     for name, row in rows.items() if isinstance(rows, dict) else ():
         if report.sound("rows", name):
             _check_row(row, ("rows", name), names, report)
+            _check_best(row["model"], ("rows", name, "model"), names, trainings, report)
+
+
+def _check_best(
+    model: str, path: KeyPath, names: list[str], trainings: Mapping[str, Any], report: Report
+) -> None:
+    """Report a `NAME@best` of what has no validation, which is to choose it."""
+    name = trained(model)
+    if name == model or name not in names:
+        return
+    if name not in trainings:
+        message = f"need a training for {BEST}, got {name}, which is downloaded"
+        report.conflict(path, message)
+    elif trainings[name] is not None and "validation" not in trainings[name]:
+        message = f"need {key_of(name)}.validation to choose {model}, got none"
+        report.conflict(path, message)
 
 
 def _check_row(row: dict[str, Any], path: KeyPath, names: list[str], report: Report) -> None:
-    if (model := row["model"]) not in names:
+    if trained(model := row["model"]) not in names:
         known = f"teacher or one of {', '.join(names[1:])}" if names[1:] else "teacher"
-        message = f"need {known}, got {show(model)}{did_you_mean(model, names)}"
+        choices = [*names, *(f"{name}{BEST}" for name in names if "@" in model)]
+        message = f"need {known}, got {show(model)}{did_you_mean(model, choices)}"
         report.conflict((*path, "model"), message)
     if "churn" in row and row["churn"]["S_min"] > row["churn"]["S_max"]:
         message = f"need S_min <= S_max, got {row['churn']['S_min']} and {row['churn']['S_max']}"

@@ -59,7 +59,9 @@ Resolutions = Annotated[tuple[Count, ...], asks("a list of integers >= 1", unit=
 Betas = Annotated[tuple[Rate, Rate], asks("a list of two numbers in [0, 1)")]  # of Adam
 Text = Annotated[str, asks(minLength=1)]
 Frozen = Annotated[Mapping[K, V], AfterValidator(MappingProxyType)]
-Model = Annotated[str, asks("teacher, the name of a student or of an import")]
+Model = Annotated[
+    str, asks("teacher, the name of a student or of an import, or NAME@best of a training")
+]
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))

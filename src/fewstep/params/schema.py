@@ -177,6 +177,8 @@ def _repair(value: object, rule: Rule) -> str:
         return ""
     if "enum" in rule:
         return did_you_mean(value, rule["enum"])
+    if "@" in value and " name of " in rule.get("title", ""):
+        return "; '@' is for rows, where NAME@best is the model that validation chose"
     if re.search(rule.get("pattern", "^$"), dashed := value.replace(".", "-")):
         return f"; write {dashed}, because DVC splits names at dots"
     number = re.fullmatch(r"([-+]?[0-9]+)(\.[0-9]*)?(?:[eE]([-+]?)([0-9]+))?", value)

@@ -16,6 +16,7 @@ from fewstep.networks.denoiser import Denoiser
 from fewstep.networks.layers import UNetBlock, fused_attention
 from fewstep.networks.registry import build_denoiser
 from fewstep.params import Params, Row, Student, key_of
+from fewstep.paths import trained
 from fewstep.planning.flops import forward_flops, image_flops
 from fewstep.sampling.batches import seed_ranges
 from fewstep.theory.sample import nfe
@@ -101,19 +102,24 @@ class StudentPlan:
         return (self.training_flops + self.validation_flops) / hardware.rate(precision) / 3600
 
     @property
+    def best(self) -> float:
+        """The model of the best validation, on the disk."""
+        return self.model if self.block.validation else 0.0
+
+    @property
     def disk_after(self) -> float:
-        return self.model + self.snapshots
+        return self.model + self.best + self.snapshots
 
     @property
     def disk_left(self) -> float:
         """What a finished training keeps until its model is used."""
-        return self.state + self.snapshots
+        return self.state + self.best + self.snapshots
 
     @property
     def disk_while(self) -> float:
         """Disk during training, on top of disk_after: states, the best one and one being written,
-        and the snapshots, which are copied at the end."""
-        return (self.block.keep_checkpoints + 2) * self.state + self.snapshots
+        and the best model and the snapshots, which are copied at the end."""
+        return (self.block.keep_checkpoints + 2) * self.state + self.best + self.snapshots
 
 
 def plan_students(params: Params, world: int = 2) -> Iterator[StudentPlan]:
@@ -246,7 +252,7 @@ def disk_parts(
     """
     images, d = images or images_needed(params), params.data
     size = d.channels * d.resolution**2
-    names = {row.model for row in params.rows.values()} | {"teacher"}
+    names = {trained(row.model) for row in params.rows.values()} | {"teacher"}
     model, given = 4 * count(meta_network(params)), len(names - set(params.students))
     lmdb = images * ceil(size / PAGE + 1e-9) * PAGE
     outputs, left = sum(s.disk_after for s in students), sum(s.disk_left for s in students)

@@ -74,7 +74,7 @@ def record(name: str, runs: Mapping[str, Any]) -> dict[str, Any]:
     score = read_json(SCORES / f"{name}.json")
     known = {key: value for key, value in score.items() if key not in ("neighbours", "classes")}
     made = {"generated": runs["samples"][name], "scored": runs["scores"][name]}
-    return {**known, "train_seconds": train_seconds(score["model"]), **made}
+    return {**known, "train_seconds": train_seconds(score["model"], score["kimg"]), **made}
 
 
 def neighbours_note(params: Params, about: About) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from fewstep.files import read_json
-from fewstep.paths import MODELS, SCORES, TIMES
+from fewstep.paths import MODELS, SCORES, TIMES, trained
 from fewstep.report.text import COLUMNS
 from fewstep.training.log import Log
 
@@ -33,8 +33,9 @@ def rows_frame(names: Iterable[str], root: Path = HERE) -> pd.DataFrame:
 
     The columns are the keys of artifacts/scores/<row>.json, nested ones joined by dots
     (`metrics.recall.value`, `metrics.recall.std`, `classes.3`), and two more: `student`, the model
-    that drew the images, and `train_seconds`, how long its training took. What a row does not have
-    is missing (a downloaded teacher has no training time).
+    that drew the images (`cd@best` is not the last of `cd`, and its `kimg` says which), and
+    `train_seconds`, how long it was trained. What a row does not have is missing (a downloaded
+    teacher has no training time).
 
     Args:
         names: rows of params.yaml; a folder's files would include rows deleted from it.
@@ -45,7 +46,7 @@ def rows_frame(names: Iterable[str], root: Path = HERE) -> pd.DataFrame:
     """
     scores = [read_json(root / SCORES / f"{name}.json") for name in names]
     return frame_of(
-        {**s, "student": s["model"], "train_seconds": train_seconds(s["model"], root)}
+        {**s, "student": s["model"], "train_seconds": train_seconds(s["model"], s["kimg"], root)}
         for s in scores
     )
 
@@ -86,10 +87,11 @@ def logs_frame(models: Iterable[str], root: Path = HERE) -> pd.DataFrame:
     return pd.DataFrame(found, columns=list(LOG_TYPES)).astype(LOG_TYPES)
 
 
-def train_seconds(model: str, root: Path = HERE) -> float | None:
-    """How long the training of a model took, all its sessions together; None if it is unknown."""
-    seconds = [row["seconds"] for row in Log(root / TIMES / f"{model}.jsonl").rows()]
-    return seconds[-1] if seconds else None
+def train_seconds(model: str, kimg: float | None, root: Path = HERE) -> float | None:
+    """How long it took to train a model up to its kimg, all sessions together; None if unknown."""
+    end = round((kimg or 0) * 1000)
+    times = Log(root / TIMES / f"{trained(model)}.jsonl").rows()
+    return max((row["seconds"] for row in times if row["nimg"] <= end), default=None)
 
 
 def main_loss(model: str, logs: pd.DataFrame, root: Path = HERE) -> str | None:

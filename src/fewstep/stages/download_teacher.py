@@ -2,6 +2,7 @@
 
 from fewstep.interop.install import install
 from fewstep.params import Download, Params
+from fewstep.paths import BEST, MODELS
 from fewstep.stages import train
 
 HELP = "fetch and verify the teacher's weights, or train them (teacher.train)"
@@ -12,4 +13,6 @@ def run(params: Params) -> None:
     if teacher.train is not None:
         train.run(params, "teacher")
     else:
+        # an output of the stage, which only a training with validation fills
+        (MODELS / f"teacher{BEST}").mkdir(parents=True, exist_ok=True)
         install("teacher", Download(str(teacher.url), str(teacher.sha256)), params)

@@ -1,7 +1,7 @@
 """`fewstep generate ROW`: the images of a row -> artifacts/samples/ROW.npz."""
 
 from fewstep.params import Params
-from fewstep.paths import SAMPLES
+from fewstep.paths import SAMPLES, trained
 from fewstep.report.provenance import remember
 from fewstep.sampling.row import draw_row, row_of
 from fewstep.training.finished import forget_finished
@@ -17,4 +17,4 @@ def run(params: Params, name: str) -> None:
         draw_row(name, params, rank)
         if rank.first:
             remember(f"samples/{name}", SAMPLES / f"{name}.npz")
-            forget_finished(row.model)  # the model is in use, so its training was recorded
+            forget_finished(trained(row.model))  # the model is in use, so its training was recorded

@@ -17,11 +17,12 @@ from torch.nn.parallel import DistributedDataParallel
 from fewstep.data.batch import Batch
 from fewstep.data.lmdb import ImageDataset
 from fewstep.distributed import AnyRank, Rank, barrier, gather, over_ranks
+from fewstep.files import replace_folder
 from fewstep.method import Objective, build_method, student_block
 from fewstep.networks.protocol import networks_in
-from fewstep.networks.weights import save_trained, save_weights
+from fewstep.networks.weights import save_model, save_trained
 from fewstep.params import Params, Student, plain
-from fewstep.paths import DATA, SCRATCH
+from fewstep.paths import BEST, DATA, MODELS, SCRATCH
 from fewstep.theory.noise import Schedule
 from fewstep.training.averages import Averages
 from fewstep.training.checkpoint import Checkpoints
@@ -37,7 +38,10 @@ from fewstep.training.watcher import LOG_ROWS, Watched, Watcher
 
 
 def train(name: str, params: Params, rank: Rank, watcher: Watcher | None = None) -> None:
-    """Train `teacher` or a student; write artifacts/models/<name> and artifacts/snapshots/<name>.
+    """Train `teacher` or a student; write its models and snapshots below artifacts.
+
+    artifacts/models/<name> has the last model, <name>@best that of the best validation, if there is
+    one, and artifacts/snapshots/<name> what else the training kept.
 
     Raises:
         ValueError: data or weights do not fit the params, or another process trains this model.
@@ -83,6 +87,7 @@ class Run:
         fingerprint = Fingerprint.of(name, block, params, dataset)
         self.checkpoints = Checkpoints(name, fingerprint, block.keep_checkpoints)
         self.snapshots = self.checkpoints.folder / "snapshots"
+        self.best_model = self.checkpoints.folder / "best"
         torch.manual_seed(params.seed)  # for initial weights that come from no file
         self.method = build_method(block, params, rank.device)
         how = params.performance.updates
@@ -224,7 +229,7 @@ class Run:
             return False
         self.best = {"nimg": self.nimg, "value": value}
         if self.rank.first:
-            save_weights(self.snapshots / "best.safetensors", average.state_dict(), self.best)
+            save_model(self.best_model, average.state_dict(), self.about(self.name + BEST))
         return True
 
     def score_teacher(self) -> None:
@@ -268,28 +273,34 @@ class Run:
         if self.rank.first:
             print(f"stopped at {self.nimg / 1000:.1f} kimg; run the same command to continue")
 
+    def about(self, name: str) -> dict[str, Any]:
+        """What the JSON beside a model of this training says, as of now."""
+        return {
+            "name": name,
+            "kimg": self.nimg / 1000,
+            "train": plain(self.block),
+            "main_loss": self.method.main_loss,
+            "network": plain(self.params.network),
+            "data": {**plain(self.params.data), "sha256": self.dataset.content_sha256()},
+            "noise": plain(self.params.noise),
+            "sampling": self.block.settings.sampled(self.params.noise),
+            "seed": self.params.seed,
+            "best": self.best,
+        }
+
     def finish(self) -> None:
-        """Write the averaged student, the log and the snapshots.
+        """Write the averaged student, that of the best validation, the log and the snapshots.
 
         The last state is saved first and kept: DVC can die before it records the model, and deletes
         it when the stage runs again. That run then has nothing to train.
         """
+        if self.block.validation and self.best is None:  # asked for when all was trained
+            self.score()
         self.save_state()
         if self.rank.first:
             self.checkpoints.wait()
-            about = {
-                "name": self.name,
-                "kimg": self.nimg / 1000,
-                "train": plain(self.block),
-                "main_loss": self.method.main_loss,
-                "network": plain(self.params.network),
-                "data": {**plain(self.params.data), "sha256": self.dataset.content_sha256()},
-                "noise": plain(self.params.noise),
-                "sampling": self.block.settings.sampled(self.params.noise),
-                "seed": self.params.seed,
-                "best": self.best,
-            }
-            average = self.averages.networks["average"].state_dict()
+            replace_folder(self.best_model, MODELS / f"{self.name}{BEST}")
+            average, about = self.averages.networks["average"].state_dict(), self.about(self.name)
             folder = save_trained(self.name, average, about, self.method.kept, self.snapshots)
             self.watcher.finish(folder)
             self.checkpoints.finish()
