@@ -6,7 +6,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from fewstep.metrics import neighbours
-from fewstep.metrics.manifold import Manifold, manifold
+from fewstep.metrics.manifold import Manifold, manifold, recall
 from fidelity import fidelity_module
 
 
@@ -46,6 +46,15 @@ def test_scores_are_those_of_counting(
     ours = manifold(real, fake, k, density_k)
     assert ours == brute_force(real, fake, k, density_k)
     assert 0 < ours.precision < 1 and 0 < ours.recall < 1 and 0 < ours.coverage < 1
+
+
+@pytest.mark.parametrize("block", [6, 4096])
+def test_recall_alone_is_that_of_all_four(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "BLOCK", block)
+    real, fake = normal(40), normal(17, mean=0.7, seed=1)
+    assert 0 < recall(real, fake) == manifold(real, fake).recall < 1
+    with pytest.raises(ValueError, match="need more than k = 3 images, got 3"):
+        recall(real, fake[:3])
 
 
 def test_points_on_the_edge_of_a_ball_count() -> None:

@@ -59,6 +59,7 @@ def content(scores: list[dict[str, Any]], **changes: Any) -> Content:  # noqa: A
         "configuration": "seed: 0\n",
         "published": published("FD-EffLite0", 16, 10, None),
     }
+    known["logs"]["nimg"] = (1000 * known["logs"]["kimg"]).astype(int)
     return Content(**(known | changes))
 
 
@@ -100,6 +101,20 @@ def test_every_link_of_the_page_leads_to_a_section(page: Path) -> None:
     parser.feed(text)
     links = re.findall(r'<a href="#([^"]+)"', text)
     assert len(links) == 8 and set(links) <= parser.ids
+
+
+def test_a_validation_that_worsens_is_a_warning_above_the_charts(tmp_path: Path) -> None:
+    logs = content(ROWS).logs
+    logs.loc[logs["name"] != "loss", "value"] = [1.0, 2.0, 3.0]
+    more = logs.tail(1).assign(kimg=60.0, value=4.0)
+    recall = logs.tail(3).assign(name="validation/recall", value=[0.7, 0.6, 0.5])
+    logs = pd.concat([logs, more, recall])
+    logs["nimg"] = (1000 * logs["kimg"]).astype(int)
+    path = tmp_path / "report.html"
+    write_page(content(ROWS, logs=logs), path)
+    text = path.read_text()
+    assert '<p class="warning">cd: validation has worsened three times in a row since 1 k' in text
+    assert "Recall against training images" in text and "Brightness against" not in text
 
 
 def test_the_page_of_twenty_large_rows_stays_below_five_megabytes(tmp_path: Path) -> None:

@@ -49,7 +49,8 @@ def test_rows_are_scored_and_tabled(toy: Params, capsys: pytest.CaptureFixture[s
         (MODELS / student).mkdir()
         rows = [{"nimg": 1000, "seconds": 2.0, "loss": 0.5}, {"nimg": 2000, "seconds": 4.0}]
         Log(MODELS / student / "log.jsonl").write({"nimg": 0, "validation/teacher_FD": 3.0})
-        Log(MODELS / student / "log.jsonl").write({"nimg": 500, "validation/FD": 9.0})
+        found = {"validation/FD": 9.0, "validation/recall": 0.5, "validation/real_brightness": 0.3}
+        Log(MODELS / student / "log.jsonl").write({"nimg": 500, **found})
         Log(MODELS / student / "log.jsonl").write(rows[0])
         Log(MODELS / student / "log.jsonl").write(rows[1])
     ref_stats.run(params)
@@ -80,7 +81,7 @@ def test_rows_are_scored_and_tabled(toy: Params, capsys: pytest.CaptureFixture[s
         "churn.png",
     }
     curve = Path("results/validation/cd.csv").read_text()
-    assert curve == "kimg,distance\n0.5,9.0\n", "the student's own, without the teacher's"
+    assert curve == "kimg,distance,recall\n0.5,9.0,0.5\n", "its own, without the teacher's"
     assert "one" in capsys.readouterr().out
     runs = json.loads(Path("results/provenance.json").read_text())
     for what in ("samples", "scores"):

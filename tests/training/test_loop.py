@@ -655,6 +655,28 @@ def test_the_teachers_score_comes_first(toy: Params) -> None:
     first, *rest = Log(MODELS / "cd" / "log.jsonl").rows()
     assert first["nimg"] == 0 and first["validation/teacher_FD-EffLite0"] > 0
     assert not any("validation/teacher_FD-EffLite0" in row for row in rest)
+    signs = {"recall", "brightness", "std_ratio"}
+    assert {f"validation/teacher_{sign}" for sign in signs} < first.keys()
+    (own,) = [{k[11:] for k in row} for row in rest if "validation/FD-EffLite0" in row]
+    assert own - {"", "FD-EffLite0"} == signs | {"real_brightness"}
+
+
+def test_three_worsenings_are_a_warning_also_when_the_training_was_resumed(
+    toy: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = iter([2.0, 3.0, 4.0, 5.0])
+    monkeypatch.setattr("fewstep.training.validation.frechet_distance", lambda *_: next(scores))
+    without = {k: v for k, v in VALIDATION.items() if k != "teacher"}
+    edits = {"validation": without, "checkpoint_kimg": 0.128}
+    params = toy_params(**{f"students__cd__{key}": value for key, value in edits.items()})
+    interrupted("cd", params, 256, monkeypatch)
+    train("cd", params, ALONE)
+    out = capsys.readouterr().out
+    assert "resuming at 0.3 kimg" in out
+    assert [line for line in out.splitlines() if "worsened" in line] == [
+        "cd: validation has worsened three times in a row since 0.128 kimg, where it was 2; a row "
+        "may draw the model of that time as model: cd@best"
+    ]
 
 
 def test_an_imported_network_is_a_place_to_start_from(toy: Params) -> None:

@@ -20,10 +20,11 @@ from experiment import set_up, tiny_params
 from fewstep.data.lmdb import ImageDataset
 from fewstep.distributed import Rank
 from fewstep.files import read_json
+from fewstep.metrics.manifold import manifold
 from fewstep.metrics.reference import real_images
 from fewstep.networks.layers import UNetBlock
 from fewstep.networks.weights import load_model
-from fewstep.params import Baseline, Generate, Params, Row, Validation, load_params
+from fewstep.params import Baseline, Download, Generate, Params, Row, Validation, load_params
 from fewstep.paths import DATA, SAMPLES, SCORES
 from fewstep.stages import fid, generate, ref_stats
 from fewstep.training.validation import Validator
@@ -79,7 +80,7 @@ def test_a_score_is_what_the_stages_give(toy: Params) -> None:
     row = Row("teacher", "renoise", 2, 1.5)
     v = validator(toy, sampler=row.sampler, guidance_scale=row.guidance_scale)
     denoiser, _ = load_model("teacher", toy)
-    value, images = v.student(denoiser, "teacher")
+    value, images, _ = v.student(denoiser, "teacher")
     assert value == pytest.approx(staged(toy, row), rel=1e-5)
     with np.load(SAMPLES / "row.npz") as samples:
         np.testing.assert_array_equal(samples["images"], images)
@@ -89,20 +90,49 @@ def test_the_teachers_score_is_that_of_its_own_row(toy: Params) -> None:
     """Sampled as `teacher` says and without guidance, whatever the student's settings."""
     base = Baseline("heun", 3)
     denoiser, _ = load_model("teacher", toy)
-    value = validator(toy, guidance_scale=2.0, steps=1).teacher(denoiser, base)
-    assert value == pytest.approx(staged(toy, Row("teacher", "heun", 3, 1.0)), rel=1e-5)
+    score = validator(toy, guidance_scale=2.0, steps=1).teacher(denoiser, base)
+    assert score.value == pytest.approx(staged(toy, Row("teacher", "heun", 3, 1.0)), rel=1e-5)
 
 
 def test_a_score_is_repeatable_and_tells_networks_apart(toy: Params) -> None:
     v, (denoiser, _) = validator(toy), load_model("teacher", toy)
-    first, images = v.student(denoiser, "cd")
+    first, images, signs = v.student(denoiser, "cd")
     torch.rand(3)
-    again, same = v.student(denoiser, "cd")
-    assert first == again and np.array_equal(images, same)
+    again, same, too = v.student(denoiser, "cd")
+    assert first == again and np.array_equal(images, same) and signs == too
     with torch.no_grad():
         for parameter in denoiser.parameters():
             parameter.mul_(1.1)
     assert v.student(denoiser, "cd")[0] != first
+
+
+# --- signs of mode seeking ----------------------------------------------------------------------
+
+
+def test_signs_are_those_of_the_images_against_the_reference(toy: Params) -> None:
+    v, dataset = validator(toy), ImageDataset(DATA)
+    _, images, signs = v.student(load_model("teacher", toy)[0], "cd")
+    real = dataset.read(real_images(dataset, 120))[0]
+    spreads = [x.astype(np.float64).std(axis=0, ddof=1).mean() for x in (images, real)]
+    features = v._features(20, lambda mine: images[mine])
+    assert signs == {
+        "recall": manifold(v.real_features, features, 3).recall,
+        "brightness": pytest.approx(images.mean() / 255),
+        "std_ratio": pytest.approx(spreads[0] / spreads[1]),
+    }
+    assert v.real_pixels.brightness == pytest.approx(real.mean() / 255)
+
+
+def test_without_features_of_real_images_or_with_few_images_there_is_no_recall(
+    toy: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denoiser, stats = load_model("teacher", toy)[0], validator(toy).reference
+    assert "recall" not in validator(toy, images=3).teacher(denoiser, Baseline("ddim", 2)).signs
+    monkeypatch.setattr("fewstep.training.validation.published_reference", lambda *_: stats)
+    metric = replace(toy.metric, reference=Download("stats.npz", "0" * 64))
+    v = validator(replace(toy, metric=metric), reference_images=9999)
+    assert set(v.student(denoiser, "cd").signs) == {"brightness", "std_ratio"}
+    assert v.real_pixels.count == 200, "all that there are"
 
 
 # --- what it leaves ----------------------------------------------------------------------------
@@ -183,8 +213,9 @@ def score_on_rank(index: int, world: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=meeting, rank=index, world_size=world)
     params, rank = experiment(), Rank(index, world, torch.device("cpu"))
     v = Validator(params, replace(SETTINGS, images=21), ImageDataset(DATA), rank)
-    value, images = v.student(load_model("teacher", params)[0], "cd")
-    np.savez(f"rank{index}.npz", value=value, images=images, mean=v.reference.mean)
+    value, images, signs = v.student(load_model("teacher", params)[0], "cd")
+    real = {"mean": v.reference.mean, "total": v.real_pixels.total}
+    np.savez(f"rank{index}.npz", value=value, images=images, signs=list(signs.values()), **real)
     dist.destroy_process_group()
 
 
@@ -193,13 +224,15 @@ def test_two_ranks_give_the_score_of_one_bit_for_bit(
     toy: Params, tmp_path: Path, one_thread: None
 ) -> None:
     v = validator(toy, images=21)
-    value, images = v.student(load_model("teacher", toy)[0], "cd")
+    value, images, signs = v.student(load_model("teacher", toy)[0], "cd")
     spawn(score_on_rank, (2, str(tmp_path)), nprocs=2)
     for index in range(2):
         rank = np.load(f"rank{index}.npz")
         assert float(rank["value"]) == value
         np.testing.assert_array_equal(rank["images"], images)
         np.testing.assert_array_equal(rank["mean"], v.reference.mean)
+        np.testing.assert_array_equal(rank["total"], v.real_pixels.total)
+        assert rank["signs"].tolist() == list(signs.values())
 
 
 STAGES = (ref_stats.run, partial(generate.run, name=ROW), partial(fid.run, name=ROW))

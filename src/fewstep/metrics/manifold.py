@@ -80,6 +80,25 @@ def manifold(
     )
 
 
+def recall(
+    real: NDArray[np.floating], fake: NDArray[np.floating], k: int = 3, device: Device = "cpu"
+) -> float:
+    """That of `manifold` alone, without the balls around real images, of which there may be more.
+
+    Raises:
+        ValueError: features that do not fit together or are not finite, or no more fakes than k.
+    """
+    check_features(real, fake)
+    if len(fake) <= k:
+        raise ValueError(f"need more than k = {k} images, got {len(fake)}")
+    centre = real.mean(axis=0, dtype=np.float64)
+    radii = _radii(fake, k, device, centre)[:, k - 1]
+    recalled = torch.zeros(len(real), dtype=torch.bool, device=device)
+    for rows, columns, distances in distance_blocks(real, fake, device, centre):
+        recalled[rows] |= (distances <= radii[columns]).any(1)
+    return int(recalled.sum()) / len(real)
+
+
 def _radii(
     features: NDArray[np.floating], k: int, device: Device, centre: NDArray[np.float64]
 ) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import io
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -11,6 +11,8 @@ import pandas as pd
 from fewstep.report.frames import records
 from fewstep.report.pictures import INK, MUTED, save_png, white_figure
 from fewstep.report.text import how_sampled
+from fewstep.report.worsening import OTHERS
+from fewstep.training.signs import SIGNS
 
 if TYPE_CHECKING:  # matplotlib takes a second to import: only the charts pay for it
     from matplotlib.axes import Axes
@@ -128,9 +130,14 @@ def _errorbars(axes: "Axes", rows: pd.DataFrame, curves: Sequence[str], over: st
         axes.plot(group[over], group["value"], marker="o", markersize=5, label=str(name), **style)
 
 
-def distance_by_kimg(logs: pd.DataFrame, metric: str) -> str | None:
-    """Validation distance over training images, a line a training; None without validation."""
-    validation = logs[logs["name"] == f"validation/{metric}"]
+def validation_by_kimg(logs: pd.DataFrame, what: str, level: float | None = None) -> str | None:
+    """A value of validations over training images, a line a training; None where there is none.
+
+    Args:
+        what: a sign of mode seeking, or else the distance, on a logarithmic axis.
+        level: the value that real images would have, if it is known without them.
+    """
+    validation = logs[logs["name"] == f"validation/{what}"]
     if validation.empty:
         return None
 
@@ -139,11 +146,29 @@ def distance_by_kimg(logs: pd.DataFrame, metric: str) -> str | None:
         for (model, curve), colour in zip(groups, PALETTE, strict=False):
             style = {"color": colour, "marker": "o", "markersize": 4}
             axes.plot(curve["kimg"], curve["value"], label=str(model), **style)
-        _logarithmic(axes, "y")
+        levels = _levels(logs, f"validation/{what}")
+        _draw_levels(axes, levels if level is None else {"real images": level, **levels})
+        if what not in SIGNS:
+            _logarithmic(axes, "y")
         axes.set_xlabel("training images, thousands")
-        axes.set_ylabel(f"validation {metric}")
+        axes.set_ylabel(f"validation {what.replace('_', ' ')}")
 
-    return draw("kimg", paint)
+    return draw(f"kimg-{what}", paint)
+
+
+def _levels(logs: pd.DataFrame, name: str) -> dict[str, float]:
+    """What the teacher and real images have of a value, as far as it is logged."""
+    kinds = {"teacher": "teacher_", "real images": "real_"}
+    found = {
+        kind: logs.loc[logs["name"] == name.replace("/", f"/{start}"), "value"]
+        for kind, start in kinds.items()
+    }
+    return {kind: values.iloc[0] for kind, values in found.items() if len(values)}
+
+
+def _draw_levels(axes: "Axes", levels: Mapping[str, float]) -> None:
+    for (kind, level), dashes in zip(levels.items(), ((4, 3), (1, 2)), strict=False):
+        axes.axhline(level, color=MUTED, linestyle=(0, dashes), linewidth=1, label=kind)
 
 
 # --- losses -------------------------------------------------------------------------------------
@@ -171,22 +196,23 @@ def loss_curves(logs: pd.DataFrame, models: Sequence[str], path: str | os.PathLi
     """
     import matplotlib
 
-    scores = logs["name"].str.startswith("validation/")
-    logs = logs[(scores | ~logs["name"].str.contains("/")) & ~logs["name"].isin(NOT_DRAWN)]
+    scores, others = logs["name"].str.startswith("validation/"), logs["name"].str.match(OTHERS)
+    drawn = (scores | ~logs["name"].str.contains("/")) & ~logs["name"].isin(NOT_DRAWN)
+    logs, compared = logs[drawn & ~others], logs[others]
     across = max(2, *logs.groupby("model")["name"].nunique(), 2)
     with matplotlib.rc_context({"font.size": 8, "axes.titlesize": 9}):
         figure = white_figure(across * PANEL[0], max(1, len(models)) * PANEL[1])
         axes = figure.subplots(max(1, len(models)), across, squeeze=False)
         for line, model in zip(axes, models or ["no students"], strict=True):
-            _panels(line, logs[logs["model"] == model])
+            _panels(line, logs[logs["model"] == model], compared[compared["model"] == model])
             title = {"fontsize": 10.5, "color": INK, "weight": "bold"}
             line[0].set_title(model, loc="left", **title)
         figure.tight_layout(pad=1.2, w_pad=1.6, h_pad=1.6)
         save_png(figure, path)
 
 
-def _panels(line: Sequence["Axes"], log: pd.DataFrame) -> None:
-    """A panel for each name; what is left of the line stays empty."""
+def _panels(line: Sequence["Axes"], log: pd.DataFrame, compared: pd.DataFrame) -> None:
+    """A panel for each name and what it is compared with; what is left of the line stays empty."""
     curves = list(log.groupby("name", sort=False))
     for axes in line[max(1, len(curves)) :]:
         axes.axis("off")
@@ -196,6 +222,10 @@ def _panels(line: Sequence["Axes"], log: pd.DataFrame) -> None:
     for axes, colour, (name, curve) in zip(line, PALETTE, curves, strict=False):
         _plain(axes)
         _paint_curves(axes, curve, [colour])
+        if levels := _levels(compared, str(name)):
+            _draw_levels(axes, levels)
+            lines = [line for line in axes.lines if line.get_label() in levels]
+            axes.legend(handles=lines, frameon=False, labelcolor=MUTED, fontsize=7)
         axes.set_xlabel("kimg")
         title = str(name).removeprefix("validation/").replace("_", " ")
         axes.set_title(title, loc="right", color=MUTED)

@@ -17,6 +17,7 @@ from fewstep.report.frames import best_per_step_count, other_metrics
 from fewstep.report.pictures import Picture
 from fewstep.report.tables import spreads, text_frame
 from fewstep.report.text import MISSING, NUMBERS, is_missing, measured, significant
+from fewstep.report.worsening import worsenings
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SHOWN_CLASSES = 20
@@ -78,6 +79,7 @@ def write_page(content: Content, path: str | os.PathLike[str]) -> None:
         "samples": _slides(others, content.rows),
         "neighbours": _slides(content.neighbours, content.rows),
         "classes": _classes(content),
+        "warnings": _warnings(content.logs, content.rows["metric"].iloc[0]),
         "training": _losses(content.logs),
         "published": _published(content.published),
         "provenance": [
@@ -211,7 +213,7 @@ def _charts(content: Content) -> list[dict[str, str]]:
         ),
         (
             "training images",
-            charts.distance_by_kimg(content.logs, metric),
+            charts.validation_by_kimg(content.logs, metric),
             "Validation: fewer images against fewer real ones, hence not the table's values.",
         ),
         ("guidance", charts.distance_by_guidance(rows), "Rows that differ in guidance alone."),
@@ -220,7 +222,32 @@ def _charts(content: Content) -> list[dict[str, str]]:
         {"name": f"{metric} against {what}", "svg": svg, "caption": caption}
         for what, svg, caption in found
         if svg
+    ] + _signs(content.logs)
+
+
+def _signs(logs: pd.DataFrame) -> list[dict[str, str]]:
+    """Charts of what falls, or drifts, when a student gives up some kinds of images."""
+    texts = {
+        "recall": ("Recall", "Share of real images that lie among the student's, by features."),
+        "brightness": ("Brightness", "Mean of all pixels: 0 is black, 1 white."),
+        "std_ratio": (
+            "Spread of pixels",
+            "Standard deviation of a pixel over images, against that of real ones: below 1, the "
+            "student's look alike.",
+        ),
+    }
+    return [
+        {"name": f"{name} against training images", "svg": svg, "caption": f"Validation. {caption}"}
+        for sign, (name, caption) in texts.items()
+        if (svg := charts.validation_by_kimg(logs, sign, 1.0 if sign == "std_ratio" else None))
     ]
+
+
+def _warnings(logs: pd.DataFrame, metric: str) -> list[str]:
+    """Of trainings whose validation got worse and worse."""
+    scores = logs[logs["name"] == f"validation/{metric}"].groupby("model", sort=False)
+    found = {str(model): list(zip(log["nimg"], log["value"], strict=True)) for model, log in scores}
+    return [text for model, each in found.items() for text in worsenings(model, each)]
 
 
 def _losses(logs: pd.DataFrame) -> list[dict[str, str]]:

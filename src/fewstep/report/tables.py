@@ -13,6 +13,8 @@ import pandas as pd
 from fewstep.files import atomic_path, write_json
 from fewstep.report.frames import best_per_step_count, main_loss, other_metrics, records
 from fewstep.report.text import COLUMNS, MISSING, NUMBERS, Row, cell, measured
+from fewstep.report.worsening import DISTANCE
+from fewstep.training.signs import SIGNS
 
 MEASURED_WITH = ("published", "published_source", "detector_sha256", "reference_sha256")
 PINNED = ("FD-EffLite0", "FID")  # names that stand for one file of weights
@@ -143,23 +145,33 @@ def _column(row: Row) -> str:
 
 
 def write_curves(logs: pd.DataFrame, models: Sequence[str], out_dir: Path) -> None:
-    """Each model's main loss and its validation, where it has one, over kimg: for `dvc plots`."""
+    """Each model's main loss and its validation, where it has one, over kimg: for `dvc plots`.
+
+    The signs of mode seeking are further columns beside the distance.
+    """
     for folder in ("losses", "validation"):  # outputs of the stage, even if they stay empty
         (out_dir / folder).mkdir(parents=True, exist_ok=True)
-    own_score = logs["name"].str.match("validation/(?!teacher_)")
+    own_score = logs["name"].str.match(DISTANCE)
     for model in models:
         own = logs["model"] == model
         loss = logs[own & (logs["name"] == main_loss(model, logs))]
         _write_curve(loss, out_dir / "losses" / f"{model}.csv", "loss")
         if (own & own_score).any():
-            _write_curve(logs[own & own_score], out_dir / "validation" / f"{model}.csv", "distance")
+            signs = {sign: logs[own & (logs["name"] == f"validation/{sign}")] for sign in SIGNS}
+            path = out_dir / "validation" / f"{model}.csv"
+            _write_curve(logs[own & own_score], path, "distance", signs)
 
 
-def _write_curve(curve: pd.DataFrame, path: Path, column: str) -> None:
-    head = ["kimg", column]
-    _write(
-        path, curve.to_csv(columns=["kimg", "value"], header=head, index=False, lineterminator="\n")
-    )
+def _write_curve(
+    curve: pd.DataFrame, path: Path, column: str, beside: Mapping[str, pd.DataFrame] | None = None
+) -> None:
+    """A curve over kimg, with those `beside` it that have a value."""
+    table = curve[["kimg", "value"]].rename(columns={"value": column})
+    for name, other in (beside or {}).items():
+        if not other.empty:
+            values = other[["kimg", "value"]].rename(columns={"value": name})
+            table = table.merge(values, on="kimg", how="left")
+    _write(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def table_caption(rows: pd.DataFrame, about: Mapping[str, Any]) -> str:

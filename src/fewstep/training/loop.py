@@ -222,8 +222,10 @@ class Run:
         """Validate the averaged student; return whether it is the best so far."""
         average = self.averages.networks["average"]
         with self.stopwatch.paused():
-            value, images = self.validator.student(average, self.name)
-        self.write({f"validation/{self.validator.label}": value})
+            value, images, signs = self.validator.student(average, self.name)
+            real = {"real_brightness": self.validator.real_pixels.brightness}
+        found = {self.validator.label: value, **signs, **real}
+        self.write({f"validation/{name}": number for name, number in found.items()})
         self.watcher.show(images, self.nimg)
         if self.best is not None and value >= self.best["value"]:
             return False
@@ -237,8 +239,9 @@ class Run:
         teacher, validation = self.method.frozen.get("teacher"), self.block.validation
         if teacher is not None and validation is not None and validation.teacher is not None:
             with self.stopwatch.paused():
-                value = self.validator.teacher(teacher, validation.teacher)
-            self.write({f"validation/teacher_{self.validator.label}": value})
+                value, _, signs = self.validator.teacher(teacher, validation.teacher)
+            found = {self.validator.label: value, **signs}
+            self.write({f"validation/teacher_{name}": number for name, number in found.items()})
 
     def modules(self) -> dict[str, nn.Module]:
         return {**self.method.trained, **self.averages.networks}

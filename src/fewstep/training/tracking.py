@@ -19,6 +19,7 @@ from fewstep.paths import TIMES
 from fewstep.planning.flops import image_flops, matmul_rate
 from fewstep.progress import progress
 from fewstep.report import tile
+from fewstep.report.worsening import scores_in, worsened
 from fewstep.training.log import Log
 from fewstep.training.meter import readable
 from fewstep.training.watcher import Row, Watched, Watcher
@@ -60,6 +61,8 @@ class Tracker(Watcher):
 
     def write(self, row: Row, times: Row | None = None) -> None:
         self.log.write(row)
+        if scores_in([row]) and (text := worsened(self.name, scores_in(self.log.rows()))):
+            print(text, flush=True)
         if times:
             used = readable({"utilisation": times["images_per_second"] * self.share})
             times = {"nimg": row["nimg"], **times, **used}

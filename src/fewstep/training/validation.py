@@ -1,7 +1,9 @@
 """Scores of a student during its training."""
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import add
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,13 +11,23 @@ from numpy.typing import NDArray
 
 from fewstep.data.lmdb import ImageDataset
 from fewstep.distributed import Rank, gather
-from fewstep.metrics.features import FeatureExtractor, extract_outputs, rank_images
+from fewstep.metrics.features import CHUNK, FeatureExtractor, extract_outputs, rank_images
 from fewstep.metrics.frechet import GaussianStats, frechet_distance, gaussian_stats
-from fewstep.metrics.reference import feature_network, published_reference, real_images
+from fewstep.metrics.manifold import recall
+from fewstep.metrics.reference import KEPT, feature_network, published_reference, real_images
 from fewstep.networks.denoiser import Denoiser
 from fewstep.params import Baseline, Params, Row, Validation
 from fewstep.sampling.batches import batches, generate_batches
 from fewstep.theory.noise import Schedule
+from fewstep.training.signs import K, PixelSums, std_ratio
+
+
+class Score(NamedTuple):
+    """What a validation finds: the distance, the images behind it, and signs of mode seeking."""
+
+    value: float
+    images: NDArray[np.uint8]
+    signs: dict[str, float]
 
 
 class Validator:
@@ -66,6 +78,15 @@ class Validator:
         """
         if published := published_reference(self.params, self.extractor):
             return published
+        return gaussian_stats(self.real_features)
+
+    @cached_property
+    def real_features(self) -> NDArray[np.float32]:
+        """Features of the images to compare with, where no published statistics are.
+
+        Raises:
+            ValueError: the data have fewer images than the settings ask for.
+        """
         count, dataset = self.settings.reference_images, self.dataset
         if count > len(dataset):
             raise ValueError(
@@ -73,28 +94,45 @@ class Validator:
                 f"{count} (params.yaml: validation.reference_images)"
             )
         places = real_images(dataset, count)
-        return gaussian_stats(self._features(count, lambda mine: dataset.read(places[mine])[0]))
+        return self._features(count, lambda mine: dataset.read(places[mine])[0])
 
-    def student(self, denoiser: Denoiser, name: str) -> tuple[float, NDArray[np.uint8]]:
-        """Distance of the student's images, and the images; both are equal on all ranks."""
+    @cached_property
+    def real_pixels(self) -> PixelSums:
+        """Of as many real images, or of all."""
+        count = min(self.settings.reference_images, len(self.dataset))
+        mine = np.array_split(real_images(self.dataset, count), self.rank.world)[self.rank.index]
+        parts = (mine[start : start + CHUNK] for start in range(0, len(mine), CHUNK))
+        own = [PixelSums.of(self.dataset.read(part)[0]) for part in parts]
+        return reduce(add, (sums for each in gather(own, self.rank) for sums in each))
+
+    def student(self, denoiser: Denoiser, name: str) -> Score:
+        """The score of the student, equal on all ranks."""
         v = self.settings
         return self._score(denoiser, Row(name, v.sampler, v.steps, v.guidance_scale), self.grid)
 
-    def teacher(self, denoiser: Denoiser, how: Baseline) -> float:
-        """Distance of the teacher's images."""
+    def teacher(self, denoiser: Denoiser, how: Baseline) -> Score:
+        """The score of the teacher."""
         row, grid = Row("teacher", how.sampler, how.steps, 1.0), Schedule.of(self.params.noise)
-        return self._score(denoiser, row, grid)[0]
+        return self._score(denoiser, row, grid)
 
-    def _score(
-        self, denoiser: Denoiser, row: Row, grid: Schedule
-    ) -> tuple[float, NDArray[np.uint8]]:
+    def _score(self, denoiser: Denoiser, row: Row, grid: Schedule) -> Score:
         was_training = denoiser.training
         images = self._images(denoiser.eval(), row, grid)
         denoiser.train(was_training)
         features = self._features(len(images), lambda mine: images[mine])
         value = frechet_distance(gaussian_stats(features), self.reference)
         # the first rank's value decides on the best state, even if GPUs of other kinds round apart
-        return gather(value, self.rank)[0], images
+        return Score(gather(value, self.rank)[0], images, self._signs(images, features))
+
+    def _signs(self, images: NDArray[np.uint8], features: NDArray[np.float32]) -> dict[str, float]:
+        """Recall, where there are features of real images, brightness, ratio of spreads."""
+        pixels, found = PixelSums.of(images), dict[str, float]()
+        if self.params.metric.reference is None and len(images) > K:
+            found["recall"] = recall(self.real_features[:KEPT], features, K, self.rank.device)
+        found["brightness"] = pixels.brightness
+        if (ratio := std_ratio(pixels, self.real_pixels)) is not None:
+            found["std_ratio"] = ratio
+        return found
 
     def _images(self, denoiser: Denoiser, row: Row, grid: Schedule) -> NDArray[np.uint8]:
         v, rank = self.settings, self.rank
