@@ -88,7 +88,8 @@ describe_gpus() {
 }
 
 plan() {
-    local images=${IMAGES:-} text short gpus nodes=${NNODES:-${WORLD_SIZE:-${SLURM_JOB_NUM_NODES:-1}}}
+    local images=${IMAGES:-} text short gpus nodes
+    nodes=${PET_NNODES:-${NNODES:-${WORLD_SIZE:-${SLURM_JOB_NUM_NODES:-1}}}}
     [[ -n $images || $preset != imagenet64* ]] || images=1281167
     read -ra gpus < <(describe_gpus) || true
     text=$(fewstep plan "${gpus[@]}" --nodes "$nodes" --disk "$room" ${images:+--images "$images"})
@@ -132,7 +133,7 @@ trap return_lock EXIT
 set -m
 "$@" &
 child=$!
-trap 'kill -TERM -- "-$child" 2>/dev/null || true' TERM INT
+trap 'kill -TERM -- "-$child" 2>/dev/null || true' TERM INT HUP QUIT
 status=0
 wait "$child" || status=$?
 while kill -0 "$child" 2>/dev/null; do # a signal ended the wait, not the child
