@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             given: dict[str, Any] = vars(parser(chosen).parse_args(words))
             stage, path = given.pop("stage"), given.pop("params")
             module = module_of(stage)
+        if "DVC_STAGE" in os.environ:  # as DVC's commands have it
+            _refuse_links()
         read = path if getattr(module, "TAKES_PATH", False) else _load(path)
         keep_freed_memory()
         module.run(read, **given)
@@ -97,6 +99,13 @@ def _say_interrupted() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print("fewstep: interrupted", file=sys.stderr, flush=True)
+
+
+def _refuse_links() -> None:
+    from fewstep.planning.links import refused_by_dvc
+
+    if refused := refused_by_dvc():
+        raise ValueError("\n".join(refused))
 
 
 def _load(path: str) -> Any:  # noqa: ANN401

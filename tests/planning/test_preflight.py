@@ -60,7 +60,7 @@ def test_a_sound_training_passes_and_nothing_is_written(
     preflight(name, toy, ALONE, thorough=True)
     assert files() == before
     said = re.findall(r"^preflight: ([\w-]+): ", capsys.readouterr().out, re.MULTILINE)
-    expected = ["processes", "data", "models", "disk", "wandb", "all-reduce"]
+    expected = ["links", "processes", "data", "models", "disk", "wandb", "all-reduce"]
     assert said == [*expected, "fp32", "bf16", "fp16"]
 
 

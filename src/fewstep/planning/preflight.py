@@ -28,6 +28,7 @@ from fewstep.networks.denoiser import PRECISIONS
 from fewstep.networks.weights import read_safetensors
 from fewstep.params import Params, Student
 from fewstep.paths import DATA, MODELS, SCRATCH
+from fewstep.planning.links import refused_by_dvc
 from fewstep.planning.plan import GB, plan_student
 from fewstep.training.checkpoint import Checkpoints
 from fewstep.training.feed import check_world
@@ -59,6 +60,8 @@ def preflight(name: str, params: Params, rank: Rank, thorough: bool = False) -> 
         "all-reduce": lambda: check_all_reduce(rank),
         params.precision: lambda: dry_run(name, params, rank),
     }
+    if thorough:  # under DVC no stage starts with such a link
+        checks = {"links": lambda: "; ".join(refused_by_dvc()) or "none to another disk", **checks}
     for what, check in checks.items():
         agree(what, check, rank, group)
     if thorough:
