@@ -3,6 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
+# A container's user may have no name and no home, without which DVC and Snakemake end in tracebacks.
+ifneq ($(shell whoami >/dev/null 2>&1 && echo named),named)
+export LOGNAME ?= fewstep
+endif
+ifneq ($(shell test -d "$$HOME" && test -w "$$HOME" && echo usable),usable)
+export HOME := $(CURDIR)/scratch/home
+$(shell mkdir -p '$(HOME)')
+endif
+
 # uv does not read pip's configuration, so it is told where pip looks for wheels
 FIND_LINKS := $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 INSTALL = -e '.[dev]' -c constraints.txt

@@ -12,6 +12,7 @@ table.py      the JSON as Markdown
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,6 +39,8 @@ PARTS = ("training", "generation", "features", "data")
 def main() -> None:
     options = arguments()
     preset = load_params(options.preset)
+    if preset.device == "cuda":  # of presets for GPUs; what is here is measured all the same
+        preset = replace(preset, device="auto")
     what = (Path(options.preset).stem, preset.precision, str(pick_device(preset.device)))
     out = (options.out or RESULTS / f"{'-'.join(what)}.json").resolve()
     begun = {"preset": str(options.preset), "command": command(options), **this_run()}

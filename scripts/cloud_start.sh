@@ -28,11 +28,17 @@ shift
 [[ $# -gt 0 ]] || set -- dvc repro
 [[ -n ${WANDB_API_KEY:-} ]] || stop "need WANDB_API_KEY (https://wandb.ai/authorize)"
 
-# Files of an earlier start count as room, because they need not be made again.
 mkdir -p artifacts data results scratch
 for folder in artifacts data results scratch; do
     [[ -w $folder ]] || stop "need $folder to be writable for user $(id -u)"
 done
+# A container's user may have no name and no home, without which DVC and Snakemake end in tracebacks.
+whoami >/dev/null 2>&1 || export LOGNAME=${LOGNAME:-fewstep}
+if [[ ! -d ${HOME:-} || ! -w ${HOME:-} ]]; then
+    mkdir -p scratch/home
+    export HOME=$PWD/scratch/home
+fi
+# Files of an earlier start count as room, because they need not be made again.
 used=$({ du -Dskc artifacts data results scratch 2>/dev/null || true; } | tail -n 1 | cut -f 1)
 free=$(df --output=avail -k scratch | tail -n 1)
 room=$(((free + used) * 1024 / 1000000000))
@@ -88,7 +94,8 @@ describe_gpus() {
 }
 
 plan() {
-    local images=${IMAGES:-} text short gpus nodes=${NNODES:-${WORLD_SIZE:-${SLURM_JOB_NUM_NODES:-1}}}
+    local images=${IMAGES:-} text short gpus nodes
+    nodes=${PET_NNODES:-${NNODES:-${WORLD_SIZE:-${SLURM_JOB_NUM_NODES:-1}}}}
     [[ -n $images || $preset != imagenet64* ]] || images=1281167
     read -ra gpus < <(describe_gpus) || true
     text=$(fewstep plan "${gpus[@]}" --nodes "$nodes" --disk "$room" ${images:+--images "$images"})
@@ -132,7 +139,7 @@ trap return_lock EXIT
 set -m
 "$@" &
 child=$!
-trap 'kill -TERM -- "-$child" 2>/dev/null || true' TERM INT
+trap 'kill -TERM -- "-$child" 2>/dev/null || true' TERM INT HUP QUIT
 status=0
 wait "$child" || status=$?
 while kill -0 "$child" 2>/dev/null; do # a signal ended the wait, not the child

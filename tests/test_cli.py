@@ -1,8 +1,11 @@
 """The command line: answers at once, and ends in one message when the input is wrong."""
 
 import ctypes
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +13,7 @@ import pytest
 
 from experiment import tiny_params
 from fewstep.cli import keep_freed_memory, main, module_of, parser, stages
+from places import ROOT
 
 
 def test_help_imports_nothing_slow() -> None:
@@ -96,6 +100,48 @@ def test_check_says_what_the_params_hold(
     monkeypatch.chdir(tmp_path)
     main(["check"])
     assert capsys.readouterr().out == "params.yaml: 3 students, 6 rows\n"
+
+
+def test_ctrl_c_while_starting_is_one_line(tmp_path: Path) -> None:
+    """With torch replaced by an import that waits, and that hides the exception as some do."""
+    (tmp_path / "torch.py").write_text(
+        "import sys, time\nprint('importing', flush=True)\n"
+        "try: time.sleep(60)\nexcept BaseException: raise ImportError('C extension')\n"
+    )
+    tiny_params(tmp_path)
+    environ = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT / 'src'}"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fewstep", "train", "cd"],
+        cwd=tmp_path,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout is not None and process.stdout.readline() == "importing\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == ("", "fewstep: interrupted\n")
+    assert process.returncode == 130
+
+
+def test_ctrl_c_later_is_one_line_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(path: str) -> None:
+        raise KeyboardInterrupt
+
+    tiny_params(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module_of("check"), "run", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit, match="130"):
+            main(["check"])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == "fewstep: interrupted\n"
 
 
 @pytest.mark.parametrize("taken", [0, 1])

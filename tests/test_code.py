@@ -190,8 +190,14 @@ def test_samplers_and_networks_decide_trainings_and_rows(
 def test_what_only_looks_on_retrains_and_redraws_nothing(
     source: Path, before: dict[str, Modules]
 ) -> None:
-    files = ["cli.py", "progress.py", "training/tracking.py", "training/launch.py"]
-    for file in (*files, "stages/plan.py", "stages/sample.py", "stages/preflight.py"):
+    files = ["cli.py", "output.py", "progress.py", "training/tracking.py", "training/launch.py"]
+    for file in (
+        *files,
+        "training/failures.py",
+        "stages/plan.py",
+        "stages/sample.py",
+        "stages/preflight.py",
+    ):
         append(source / file)
     for file in (source / "planning").glob("*.py"):
         append(file)

@@ -5,12 +5,15 @@ import ast
 import ctypes
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from fewstep.output import survive_readers
 from fewstep.quoting import printable
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -52,20 +55,57 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a stage. Errors in the user's input end in a message, without a traceback."""
+    survive_readers()
     # By default OpenMP's threads spin while they wait and take cores from other processes: with two
     # of those busy, a training ran at a fifth of its speed. torch reads this when imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in words if not word.startswith("-")), None)
-    given: dict[str, Any] = vars(parser(chosen).parse_args(words))
-    stage, path = given.pop("stage"), given.pop("params")
-    module = module_of(stage)
     try:
+        with _interruptible() if argv is None else nullcontext():  # imports take seconds
+            given: dict[str, Any] = vars(parser(chosen).parse_args(words))
+            stage, path = given.pop("stage"), given.pop("params")
+            module = module_of(stage)
+        if "DVC_STAGE" in os.environ:  # as DVC's commands have it
+            _refuse_links()
         read = path if getattr(module, "TAKES_PATH", False) else _load(path)
         keep_freed_memory()
         module.run(read, **given)
     except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"fewstep {stage}: {printable(str(error))}")
+        sys.exit(f"fewstep {chosen}: {printable(str(error))}")
+    except KeyboardInterrupt:
+        _say_interrupted()
+        sys.exit(128 + signal.SIGINT)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """End at once on Ctrl-C: from within an import, its exception can come out as another one."""
+
+    def end(*_: object) -> None:
+        _say_interrupted()
+        os._exit(128 + signal.SIGINT)
+
+    heeded = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if heeded:
+        signal.signal(signal.SIGINT, end)
+    yield
+    if heeded:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _say_interrupted() -> None:
+    """In one line, of one of the processes that Ctrl-C reaches."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print("fewstep: interrupted", file=sys.stderr, flush=True)
+
+
+def _refuse_links() -> None:
+    from fewstep.planning.links import refused_by_dvc
+
+    if refused := refused_by_dvc():
+        raise ValueError("\n".join(refused))
 
 
 def _load(path: str) -> Any:  # noqa: ANN401

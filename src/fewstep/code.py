@@ -37,6 +37,7 @@ ONLOOKERS = (
     "fewstep.planning",
     "fewstep.progress",
     "fewstep.report",
+    "fewstep.training.failures",
     "fewstep.training.launch",
     "fewstep.training.tracking",
 )

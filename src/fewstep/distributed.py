@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fewstep.gpus import count_gpus, driver_version
+
 BUCKET_MB = 100  # of gradients per all-reduce: fewer, larger messages than the default 25 MB
 
 
@@ -31,29 +33,56 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """The device of params.yaml; `auto` is CUDA if there is a GPU, otherwise the CPU.
 
     Raises:
-        ValueError: CUDA is requested and there is no GPU.
+        ValueError: CUDA is requested and there is no GPU, or there are some that CUDA cannot use.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("need a GPU for device: cuda, found none (params.yaml: device; try auto)")
-    if name == "cpu" or not torch.cuda.is_available():
+    if name == "cpu":
         return torch.device("cpu")
-    return torch.device("cuda", local_rank)
+    if torch.cuda.is_available():
+        return torch.device("cuda", local_rank)
+    if gpus := count_gpus():  # a training that took the CPU instead would last for months
+        raise ValueError(
+            f"need a CUDA that can use the {gpus} GPUs here, got driver {driver_version()} and "
+            f"torch {torch.__version__}: {_why_no_cuda()} (params.yaml: device; cpu does without; "
+            "nvidia-smi shows what the driver supports, pytorch.org the wheels for it)"
+        )
+    if name == "cuda":
+        raise ValueError("need a GPU for device: cuda, found none (params.yaml: device; try auto)")
+    return torch.device("cpu")
+
+
+def _why_no_cuda() -> str:
+    """What CUDA says of itself, without the advice that follows."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).split(". ")[0].strip()
+    return "CUDA finds none of them"
 
 
 @contextmanager
 def joined(device: str) -> Generator[Rank]:
-    """Join the process group that torchrun describes; without torchrun, this is the only rank."""
-    index, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    place = pick_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    """Join the process group that torchrun describes; without torchrun, this is the only rank.
+
+    An error leaves the group as it is: taking it down could wait for ranks that wait for this one.
+    """
+    environ = os.environ if "LOCAL_RANK" in os.environ else {}  # without it, RANK may count nodes
+    index, world = int(environ.get("RANK", 0)), int(environ.get("WORLD_SIZE", 1))
+    place = pick_device(device, int(environ.get("LOCAL_RANK", 0)))
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if world > 1:
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
         yield Rank(index, world, place)
-    finally:
-        if world > 1:
-            dist.destroy_process_group()
+    except SystemExit:  # all ranks have agreed to stop
+        _leave(world)
+        raise
+    _leave(world)
+
+
+def _leave(world: int) -> None:
+    if world > 1:
+        dist.destroy_process_group()
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fewstep.cli import main
 from fewstep.download import downloads
 from fewstep.metrics import inception
 from fewstep.metrics.reference import floor_images
@@ -64,6 +65,19 @@ def test_networks_have_the_published_number_of_parameters(name: str, millions: f
     with torch.device("meta"):
         count = sum(p.numel() for p in build_denoiser(preset(name)).parameters())
     assert round(count / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize(
+    "name", ["imagenet64", "imagenet64-cd-seed", "imagenet64-dmd2-seed", "cifar10"]
+)
+def test_presets_for_gpus_never_train_on_a_cpu_but_are_checked_and_planned_there(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert preset(name).device == "cuda"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for stage in ("check", "plan"):
+        main([stage, "--params", str(CONFIG / f"{name}.yaml")])
+    assert "hardware: 1 x 8 x h100" in capsys.readouterr().out
 
 
 # --- the metric and the rows that calibrate it ---------------------------------------------------

@@ -1,27 +1,35 @@
 """Preflight: what it lets pass, what it refuses, and that no process is left waiting."""
 
+import gc
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
+import weakref
 from collections import namedtuple
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import lmdb
 import pytest
 import torch
 
 from experiment import set_up
+from fewstep.data.lmdb import ImageDataset
 from fewstep.distributed import Rank
 from fewstep.networks.weights import read_safetensors, save_model
 from fewstep.params import Params, Teacher
 from fewstep.paths import DATA, MODELS
-from fewstep.planning.preflight import agree, check_processes, dry_run, preflight
+from fewstep.planning.plan import plan_student
+from fewstep.planning.preflight import agree, check_processes, dry_run, free_memory, preflight
+from fewstep.training.loop import Run
 from places import ROOT
 
 ALONE = Rank(0, 1, torch.device("cpu"))
@@ -52,7 +60,7 @@ def test_a_sound_training_passes_and_nothing_is_written(
     preflight(name, toy, ALONE, thorough=True)
     assert files() == before
     said = re.findall(r"^preflight: ([\w-]+): ", capsys.readouterr().out, re.MULTILINE)
-    expected = ["processes", "disk", "data", "models", "wandb", "all-reduce"]
+    expected = ["links", "processes", "data", "models", "disk", "wandb", "all-reduce"]
     assert said == [*expected, "fp32", "bf16", "fp16"]
 
 
@@ -68,6 +76,88 @@ def test_a_disk_that_is_too_small_is_refused(toy: Params, monkeypatch: pytest.Mo
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ValueError, match=r"^disk: .*keep_checkpoints"):
         preflight("cd", toy, ALONE)
+
+
+def test_states_that_the_training_holds_already_need_no_room(
+    toy: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was refused when it was to go on after most of its disk was used, by itself."""
+    params = changed(toy, "cd", kimg=0.064, checkpoint_kimg=0.016, validation=None)
+    block = params.students["cd"]
+    run = Run("cd", block, params, ALONE, ImageDataset(DATA, 10))
+    for nimg in (16, 32):
+        run.nimg = nimg
+        run.save_state()
+    run.checkpoints.wait()
+    held = sum(file.stat().st_size for file in run.checkpoints.folder.iterdir())
+    planned = plan_student("cd", block, params, 1)
+    usage = namedtuple("usage", "free")(planned.disk_while + planned.disk_after - held / 2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    preflight("cd", params, ALONE)
+    assert "GB held already" in capsys.readouterr().out
+    other = replace(params, seed=params.seed + 1)  # another training holds nothing
+    with pytest.raises(ValueError, match=r"^disk: .*need .* GB beside 0.0 GB of its states"):
+        preflight("cd", other, ALONE)
+
+
+def test_each_disk_needs_room_of_its_own(toy: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    big = Path("big").absolute()
+    big.mkdir()
+    Path("scratch").symlink_to(big)
+    real = Path.stat
+
+    def stat(path: Path, **kwargs: bool) -> os.stat_result:
+        found = real(path, **kwargs)
+        elsewhere = os.path.realpath(path).startswith(str(big))
+        return os.stat_result((*found[:2], found.st_dev + elsewhere, *found[3:]))
+
+    monkeypatch.setattr(Path, "stat", stat)
+    room = {"scratch": 10**12, MODELS.name: 100_000}
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(room[Path(path).name]))
+    with pytest.raises(ValueError, match=r"^disk: .* free at artifacts/models"):
+        preflight("cd", toy, ALONE)
+    room.update({"scratch": 100_000, MODELS.name: 10**12})
+    with pytest.raises(ValueError, match=r"^disk: .* free at scratch"):
+        preflight("cd", toy, ALONE)
+
+
+@pytest.mark.parametrize("name", ["cd", pytest.param("dmd2-4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_of_the_dry_run_lives_on(
+    name: str, fails: bool, toy: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its networks would take their memory a second time while the real ones train."""
+    if name == "dmd2-4":
+        toy = changed(toy, name, init_from="teacher")
+    made: list[weakref.ref[Any]] = []
+
+    class Noted(Run):
+        def __init__(self, *args: Any) -> None:  # noqa: ANN401
+            super().__init__(*args)
+            made.append(weakref.ref(self))
+            modules = {**self.modules(), **self.method.frozen}.values()
+            made.extend(weakref.ref(p) for module in modules for p in module.parameters())
+            made.append(weakref.ref(self.feed))
+
+        def update(self, *args: Any) -> None:  # noqa: ANN401
+            super().update(*args)
+            if fails:
+                raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("fewstep.planning.preflight.Run", Noted)
+    before = threading.active_count()
+    gc.disable()  # so that only what preflight does itself counts
+    try:
+        with suppress(ValueError):
+            preflight(name, toy, ALONE)
+        if fails:
+            free_memory(ALONE.device)
+        alive = [ref() for ref in made if ref() is not None]
+    finally:
+        gc.enable()
+    assert len(made) > 50 and alive == []
+    assert threading.active_count() == before
 
 
 def test_data_that_changed_are_found_by_the_command_alone(toy: Params) -> None:

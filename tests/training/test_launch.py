@@ -12,8 +12,8 @@ import yaml
 
 from experiment import set_up, tiny_params
 from fewstep.paths import MODELS
-from fewstep.training import launch
-from fewstep.training.launch import Nodes, count_gpus, find_nodes, first_host, launched
+from fewstep.training.guards import STOPPING
+from fewstep.training.launch import Nodes, find_nodes, first_host, launched, torchrun_arguments
 from places import ROOT
 
 STEP = {
@@ -24,6 +24,11 @@ STEP = {
     "SLURM_STEP_NODELIST": "gpu[07-08]",
     "SLURM_NODEID": "1",
 }
+# what Kubeflow sets for a pod: the training operator (whose WORLD_SIZE counts processes), Trainer 2
+OPERATOR = {"WORLD_SIZE": "16", "RANK": "1", "MASTER_ADDR": "job-0", "MASTER_PORT": "23456"}
+OPERATOR |= {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "8", "PET_NODE_RANK": "1"}
+TRAINER = {"PET_NNODES": "2", "PET_NODE_RANK": "0", "PET_MASTER_ADDR": "node-0"}
+TRAINER |= {"PET_MASTER_PORT": "29501", "PET_NPROC_PER_NODE": "1"}
 KUBERNETES = {"WORLD_SIZE": "4", "RANK": "3", "MASTER_ADDR": "pod-0", "MASTER_PORT": "23456"}
 
 
@@ -37,6 +42,10 @@ KUBERNETES = {"WORLD_SIZE": "4", "RANK": "3", "MASTER_ADDR": "pod-0", "MASTER_PO
             {"NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "a"},
             Nodes(2, 0, "MASTER_ADDR", "a:29400"),
         ),
+        (OPERATOR, Nodes(2, 1, "MASTER_ADDR", "job-0:23456")),
+        ({**OPERATOR, "PET_NNODES": "1", "PET_NODE_RANK": "0"}, Nodes(1, 0, "this machine")),
+        (TRAINER, Nodes(2, 0, "PET_MASTER_ADDR", "node-0:29501")),
+        ({**TRAINER, **KUBERNETES}, Nodes(2, 0, "PET_MASTER_ADDR", "node-0:29501")),
         (STEP, Nodes(2, 1, "Slurm step 7.0", "gpu07:20007", "7.0.0")),
         (
             {**STEP, "SLURM_RESTART_COUNT": "2", "MASTER_ADDR": "10.0.0.1"},
@@ -64,6 +73,42 @@ def test_the_kubernetes_job_says_what_the_launch_reads() -> None:
     host = f"{job['metadata']['name']}-0.{service['metadata']['name']}"  # as Indexed Jobs name it
     assert job["spec"]["completions"] == job["spec"]["parallelism"] == 2
     assert find_nodes(environ) == Nodes(2, 1, "MASTER_ADDR", f"{host}:29400")
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"WORLD_SIZE": "", "RANK": "", "MASTER_ADDR": ""}, "got '' .*WORLD_SIZE"),
+        ({"NNODES": "two"}, "got 'two' .*NNODES"),
+        ({"PET_NNODES": "1:3"}, "got '1:3' .*PET_NNODES"),
+        ({**KUBERNETES, "RANK": ""}, "got '' .*: RANK"),
+        ({**TRAINER, "PET_NODE_RANK": "-1"}, "got '-1' .*PET_NODE_RANK"),
+        ({**KUBERNETES, "MASTER_ADDR": ""}, "MASTER_ADDR=, .*environment: MASTER_ADDR"),
+        (
+            {**KUBERNETES, "MASTER_PORT": "tcp://10.0.0.1:80"},
+            "got 'tcp://10.0.0.1:80' .*MASTER_PORT",
+        ),
+        ({**STEP, "MASTER_PORT": "tcp://10.0.0.1:80"}, "got 'tcp://10.0.0.1:80' .*MASTER_PORT"),
+        ({**KUBERNETES, "RANK": "4"}, "below 4, got 4 .*RANK; WORLD_SIZE counts nodes"),
+        ({"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": ""}, "got '' .*SLURM_JOB_NUM_NODES"),
+        ({"SLURM_JOB_ID": ""}, "got '' .*SLURM_JOB_ID"),
+        ({**STEP, "SLURM_NODEID": ""}, "got '' .*SLURM_NODEID"),
+        ({"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "2"}, "got nothing .*SLURM_STEP_NUM_NODES"),
+    ],
+)
+def test_a_variable_that_makes_no_sense_is_named(environ: dict[str, str], said: str) -> None:
+    with pytest.raises(ValueError, match=f"need .*{said}"):
+        find_nodes(environ)
+
+
+def test_a_service_called_master_is_no_meeting_point_of_one_machine() -> None:
+    assert find_nodes({"MASTER_PORT": "tcp://10.0.0.1:80"}) == Nodes(1, 0, "this machine")
+
+
+@pytest.mark.parametrize("nodes", [Nodes(1, 0, "here"), Nodes(2, 1, "there", "a:1")])
+def test_torchrun_does_not_take_the_shape_from_the_environment(nodes: Nodes) -> None:
+    shape = {f"--nnodes={nodes.count}", "--nproc-per-node=3"}
+    assert shape <= set(torchrun_arguments(nodes, 3))
 
 
 def test_eight_tasks_a_node_are_refused() -> None:
@@ -108,6 +153,16 @@ def test_slurm_is_asked_where_snakemake_hides_the_number_of_nodes(
     assert find_nodes({"SLURM_JOB_ID": "7"}) == Nodes(2, 0, "Slurm job 7", job="7", spread=True)
 
 
+def test_a_squeue_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command(tmp_path / "bin", "squeue", "echo down for repair >&2; exit 1")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    with pytest.raises(ValueError, match="got: down for repair .*SLURM_JOB_ID=7"):
+        find_nodes({"SLURM_JOB_ID": "7"})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="got: .*squeue"):
+        find_nodes({"SLURM_JOB_ID": "7"})
+
+
 def test_a_job_of_several_nodes_becomes_srun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,22 +187,17 @@ def test_only_a_worker_of_torchrun_is_launched() -> None:
     assert not launched({})
 
 
-def test_gpus_are_counted_as_cuda_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch.glob, "glob", lambda _: [f"/dev/nvidia{i}" for i in range(4)])
-    seen = [count_gpus({"CUDA_VISIBLE_DEVICES": v}) for v in ("", "-1", "2", "0,3", "GPU-a,GPU-b")]
-    assert count_gpus({}) == 4 and seen == [0, 0, 1, 2, 2]
-
-
 WORKER = """
-import os, pathlib, signal, sys, time
-stop = []
-for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-    signal.signal(kind, lambda number, frame: stop.append(number))
-pathlib.Path("ready").touch()
-while not stop:
-    time.sleep(0.05)
-pathlib.Path("saved").write_text(str(stop[0]))
-sys.exit(128 + stop[0])
+import pathlib, sys, time
+from fewstep.training.guards import caught_signals
+with caught_signals() as caught:
+    pathlib.Path("ready").touch()
+    while not caught and not pathlib.Path("enough").exists():
+        time.sleep(0.05)
+    pathlib.Path("saving").touch()
+    time.sleep(2)
+    pathlib.Path("saved").write_text(str(caught[:1]))
+sys.exit(128 + caught[0] if caught else 0)
 """
 LAUNCHER = """
 from fewstep.training.launch import run
@@ -155,22 +205,55 @@ run(['--standalone', '--nproc-per-node=1', 'worker.py'])
 """
 
 
-def launcher(folder: Path, worker: str) -> subprocess.Popen[bytes]:
+def launcher(
+    folder: Path, worker: str, ignored: signal.Signals | None = None
+) -> subprocess.Popen[bytes]:
+    """Start the launch of a worker, once it is ready if it says so."""
     (folder / "worker.py").write_text(worker)
-    return subprocess.Popen([sys.executable, "-c", LAUNCHER], cwd=folder)
+
+    def inherit() -> None:
+        for kind in STOPPING:  # whatever these tests were started with
+            signal.signal(kind, signal.SIG_IGN if kind == ignored else signal.SIG_DFL)
+
+    process = subprocess.Popen([sys.executable, "-c", LAUNCHER], cwd=folder, preexec_fn=inherit)
+    while '"ready"' in worker and not (folder / "ready").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    return process
 
 
-@pytest.mark.parametrize("kind", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("kind", STOPPING)
 def test_a_signal_reaches_the_workers_which_save_first(
     kind: signal.Signals, tmp_path: Path
 ) -> None:
     process = launcher(tmp_path, WORKER)
-    while not (tmp_path / "ready").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
     process.send_signal(kind)
     assert process.wait(60) == 128 + kind
-    assert (tmp_path / "saved").read_text() == str(int(kind))
+    assert (tmp_path / "saved").read_text() == f"[{int(kind)}]"
+
+
+def test_more_signals_do_not_end_the_wait_for_the_state(tmp_path: Path) -> None:
+    """A terminal that closes sends several."""
+    process = launcher(tmp_path, WORKER)
+    process.send_signal(signal.SIGHUP)
+    while not (tmp_path / "saving").exists():
+        time.sleep(0.05)
+    for kind in (signal.SIGHUP, signal.SIGTERM, signal.SIGHUP, signal.SIGTERM):
+        process.send_signal(kind)
+        time.sleep(0.1)
+    process.wait(60)
+    assert (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("kind", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_was_to_be_ignored_is(kind: signal.Signals, tmp_path: Path) -> None:
+    """As `nohup` and a script's `&` ask."""
+    process = launcher(tmp_path, WORKER, ignored=kind)
+    os.kill(process.pid, kind)
+    time.sleep(1)
+    assert process.poll() is None and not (tmp_path / "saving").exists()
+    (tmp_path / "enough").touch()
+    assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize(

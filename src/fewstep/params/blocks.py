@@ -231,7 +231,7 @@ class Params:
     seed: Natural
     """seed of all training randomness"""
     device: Literal["auto", "cpu", "cuda"]
-    """auto takes CUDA where there is one"""
+    """auto takes CUDA where there is one, and refuses GPUs that CUDA cannot use"""
     precision: Literal["fp32", "tf32", "bf16", "fp16"]
     """arithmetic inside the networks. Weights and denoised images stay fp32. `tf32` is fp32 whose
     products GPUs since Ampere round to TF32; `fp32` never does that, not even in convolutions,

@@ -4,6 +4,7 @@ Processes agree after each check. If one fails, all of them stop with its number
 that none is left waiting in a collective for one that is gone.
 """
 
+import gc
 import netrc
 import os
 import shutil
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,9 +27,12 @@ from fewstep.method import student_block
 from fewstep.networks.denoiser import PRECISIONS
 from fewstep.networks.weights import read_safetensors
 from fewstep.params import Params, Student
-from fewstep.paths import DATA, MODELS
+from fewstep.paths import DATA, MODELS, SCRATCH
+from fewstep.planning.links import refused_by_dvc
 from fewstep.planning.plan import GB, plan_student
+from fewstep.training.checkpoint import Checkpoints
 from fewstep.training.feed import check_world
+from fewstep.training.fingerprint import Fingerprint
 from fewstep.training.loop import Run
 from fewstep.training.stopwatch import peak_memory
 
@@ -48,21 +53,25 @@ def preflight(name: str, params: Params, rank: Rank, thorough: bool = False) -> 
     group = _arrive(rank)
     checks: dict[str, Callable[[], str]] = {
         "processes": lambda: check_processes(name, block, rank),
-        "disk": lambda: check_disk(name, block, params, rank),
         "data": lambda: check_data(params, rank, thorough),
         "models": lambda: check_models(name, block, params),
+        "disk": lambda: check_disk(name, block, params, rank),  # data and models name its states
         "wandb": lambda: check_wandb(params),
         "all-reduce": lambda: check_all_reduce(rank),
         params.precision: lambda: dry_run(name, params, rank),
     }
+    if thorough:  # under DVC no stage starts with such a link
+        checks = {"links": lambda: "; ".join(refused_by_dvc()) or "none to another disk", **checks}
     for what, check in checks.items():
         agree(what, check, rank, group)
     if thorough:
         same = {params.precision, *(["tf32"] if rank.device.type == "cpu" else [])}
         for precision in [p for p in PRECISIONS if p not in same]:
+            free_memory(rank.device)  # also of one that failed
             other = replace(params, precision=precision)
             with suppress(ValueError):  # printed only: this training does not need it
                 agree(precision, lambda other=other: dry_run(name, other, rank), rank, group)
+    free_memory(rank.device)
 
 
 def _arrive(rank: Rank) -> dist.ProcessGroup | None:
@@ -117,17 +126,39 @@ def check_processes(name: str, block: Student, rank: Rank) -> str:
 
 
 def check_disk(name: str, block: Student, params: Params, rank: Rank) -> str:
-    """There is room for states, snapshots and model, on the disk that all processes share."""
+    """There is room for what this training will add to its states, for its snapshots and model.
+
+    `scratch` and `artifacts` may be on different disks.
+    """
     if not rank.first:
         return ""
     planned = plan_student(name, block, params, rank.world)
-    need, free = planned.disk_while + planned.disk_after, shutil.disk_usage(".").free
-    if need > free:
-        raise ValueError(
-            f"need {need / GB:.1f} GB, got {free / GB:.1f} free (params.yaml: students.{name}."
-            "phema.snapshot_kimg, keep_checkpoints)"
-        )
-    return f"{need / GB:.1f} of {free / GB:.1f} GB free"
+    held = held_already(name, block, params)
+    needs = {SCRATCH: max(planned.disk_while - held, 0.0), MODELS: planned.disk_after}
+    disks: dict[int, tuple[Path, float]] = {}
+    for place, need in needs.items():
+        there = next(path for path in (place, *place.parents) if path.exists())
+        path, before = disks.get(there.stat().st_dev, (there, 0.0))
+        disks[there.stat().st_dev] = path, before + need
+    said = []
+    for path, need in disks.values():
+        free = shutil.disk_usage(path).free
+        if need > free:
+            raise ValueError(
+                f"need {need / GB:.1f} GB beside {held / GB:.1f} GB of its states, got "
+                f"{free / GB:.1f} free at {path} (params.yaml: students.{name}."
+                "phema.snapshot_kimg, keep_checkpoints)"
+            )
+        said.append(f"{need / GB:.1f} of {free / GB:.1f} GB free")
+    return ", ".join(said) + (f", {held / GB:.1f} GB held already" if held else "")
+
+
+def held_already(name: str, block: Student, params: Params) -> int:
+    """Bytes of the states and snapshots from which this very training would continue."""
+    dataset = ImageDataset(DATA, params.data.classes)
+    fingerprint = Fingerprint.of(name, block, params, dataset)
+    folder = Checkpoints(name, fingerprint, block.keep_checkpoints).folder
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def check_data(params: Params, rank: Rank, thorough: bool) -> str:
@@ -223,7 +254,13 @@ def dry_run(name: str, params: Params, rank: Rank) -> str:
                 "(params.yaml: precision)"
             )
     seconds, peak = time.perf_counter() - started, peak_memory(rank.device)
-    del run, batches, prepared  # free the memory for the training itself
-    if rank.device.type == "cuda":
-        torch.cuda.empty_cache()
+    run.feed.thread.shutdown(cancel_futures=True)  # it reads ahead
     return f"a step of {block.batch_gpu} images, {seconds:.1f} s, {peak / GB:.1f} GB"
+
+
+def free_memory(device: torch.device) -> None:
+    """Leave the training all memory that a dry run used, and let its peak be that of itself."""
+    gc.collect()  # networks, closures and threads refer to each other
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)

@@ -9,7 +9,16 @@ from filelock import FileLock, Timeout
 from fewstep.distributed import Rank
 from fewstep.paths import SCRATCH
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Slurm warns with SIGUSR1
+# Ctrl-C and Ctrl-\ send SIGINT and SIGQUIT, a terminal that closes SIGHUP; Slurm warns with SIGUSR1
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+
+
+def heeded() -> list[signal.Signals]:
+    """The signals that ask to stop, except those that whoever started this process had it ignore.
+
+    `nohup` does that with SIGHUP, and a script's `&` with SIGINT and SIGQUIT.
+    """
+    return [kind for kind in STOPPING if signal.getsignal(kind) is not signal.SIG_IGN]
 
 
 @contextmanager
@@ -36,7 +45,7 @@ def only_trainer(name: str, rank: Rank) -> Iterator[None]:
 def caught_signals() -> Iterator[list[int]]:
     """Collect signals that ask to stop, so that the loop can save its state before it does."""
     caught: list[int] = []
-    before = {kind: signal.signal(kind, lambda n, _: caught.append(n)) for kind in STOPPING}
+    before = {kind: signal.signal(kind, lambda n, _: caught.append(n)) for kind in heeded()}
     try:
         yield caught
     finally:

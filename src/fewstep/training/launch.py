@@ -5,22 +5,24 @@ there are and which one this is, and becomes torchrun with one process per GPU. 
 several nodes but started a single task, it first becomes srun with one task per node.
 """
 
-import glob
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:  # a Snakemake profile counts GPUs with this module; torch would take 2 s
     from fewstep.distributed import Rank
 
-# Slurm warns with SIGUSR1 and stops with SIGTERM; Ctrl-C is SIGINT. Workers save on all three.
-SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+# Variables with the number of nodes, this node's number, and where they meet, the most exact first
+COUNT = ("PET_NNODES", "NNODES", "WORLD_SIZE")
+INDEX = ("PET_NODE_RANK", "NODE_RANK", "RANK")
+HOST, PORT = ("PET_MASTER_ADDR", "MASTER_ADDR"), ("PET_MASTER_PORT", "MASTER_PORT")
 PATIENCE = 600  # seconds for workers to save their state; torchrun's default of 30 can be too few
 
 
@@ -77,28 +79,30 @@ def ranks(device: str, if_several: bool = False) -> Generator["Rank"]:
             one wants torchrun's handling of signals, but sampling and scoring do without.
     """
     from fewstep.distributed import joined
+    from fewstep.training.failures import ending_together
 
     if not launched() and (several_gpus(device) or not if_several):
         launch(device)
-    with joined(device) as rank:
+    with ending_together(), joined(device) as rank:
         yield rank
 
 
 def find_nodes(environ: Mapping[str, str]) -> Nodes:
-    """Read NNODES or WORLD_SIZE with MASTER_ADDR, else SLURM_*; without these, one node.
+    """Read what says how many nodes there are: PET_NNODES, NNODES or WORLD_SIZE, else SLURM_*.
 
-    If set, MASTER_ADDR and MASTER_PORT also override the meeting point derived from Slurm.
+    torchrun's own PET_* come first: where Kubeflow's operator sets both, its WORLD_SIZE counts
+    processes. If set, PET_MASTER_* and MASTER_* also override the meeting point derived from Slurm.
 
     Raises:
-        ValueError: several nodes without MASTER_ADDR or RANK, or a Slurm step with several tasks
-            per node.
+        ValueError: a variable is not what it should be, several nodes cannot meet, or a Slurm step
+            has several tasks per node.
     """
-    count = int(environ.get("NNODES", environ.get("WORLD_SIZE", 1)))
+    count = _number(environ, *COUNT) or 1
     if count > 1:
         return _declared(environ, count)
-    tasks, job = int(environ.get("SLURM_STEP_NUM_TASKS", 1)), environ.get("SLURM_JOB_ID")
-    if job is None:
+    if (number := _number(environ, "SLURM_JOB_ID")) is None:
         return Nodes(1, 0, "this machine")
+    tasks, job = _number(environ, "SLURM_STEP_NUM_TASKS") or 1, str(number)
     if tasks > 1:
         return _slurm_step(environ, tasks, job)
     inside = "SLURM_STEP_ID" in environ  # somebody's srun asked for one task: respect it
@@ -106,39 +110,74 @@ def find_nodes(environ: Mapping[str, str]) -> Nodes:
     return Nodes(count, 0, f"Slurm job {job}", job=job, spread=count > 1)
 
 
+def _first(environ: Mapping[str, str], names: Sequence[str]) -> tuple[str, str | None]:
+    """The first of these variables that is set, and its value; else the last one and None."""
+    return next(((n, environ[n]) for n in names if n in environ), (names[-1], None))
+
+
+def _number(environ: Mapping[str, str], *names: str) -> int | None:
+    """The number in the first of these variables that is set.
+
+    Raises:
+        ValueError: it holds something else, such as nothing.
+    """
+    name, text = _first(environ, names)
+    if text is not None and not text.isdecimal():
+        raise ValueError(f"need a number, got {text!r} (environment: {name}; or unset it)")
+    return None if text is None else int(text)
+
+
+def _needed(environ: Mapping[str, str], *names: str) -> int:
+    """As `_number`, of a variable that must be there."""
+    if (number := _number(environ, *names)) is None:
+        raise ValueError(f"need a number, got nothing (environment: {names[-1]})")
+    return number
+
+
 def _declared(environ: Mapping[str, str], count: int) -> Nodes:
     """This node as Kubernetes' training jobs and shells describe it."""
-    index = environ.get("NODE_RANK", environ.get("RANK"))
-    if "MASTER_ADDR" not in environ or index is None:
+    (source, host), (number, _) = _first(environ, HOST), _first(environ, INDEX)
+    index = _number(environ, *INDEX)
+    if not host or index is None:
         raise ValueError(
             f"need MASTER_ADDR and RANK (this node's number) with {count} nodes, got "
-            f"MASTER_ADDR={environ.get('MASTER_ADDR')}, RANK={index} (environment)"
+            f"MASTER_ADDR={host}, RANK={index} (environment: {source} and {number})"
         )
-    endpoint = f"{environ['MASTER_ADDR']}:{environ.get('MASTER_PORT', 29400)}"
-    return Nodes(count, int(index), "MASTER_ADDR", endpoint)
+    if index >= count:
+        raise ValueError(
+            f"need this node's number below {count}, got {index} (environment: {number}; "
+            f"{_first(environ, COUNT)[0]} counts nodes)"
+        )
+    return Nodes(count, index, source, f"{host}:{_number(environ, *PORT) or 29400}")
 
 
 def _slurm_step(environ: Mapping[str, str], tasks: int, job: str) -> Nodes:
-    count, step = int(environ["SLURM_STEP_NUM_NODES"]), environ["SLURM_STEP_ID"]
+    count, step = _needed(environ, "SLURM_STEP_NUM_NODES"), environ.get("SLURM_STEP_ID", "0")
     if tasks != count:
         raise ValueError(
             f"need one task a node, since torchrun starts the rest, got {tasks} tasks on {count} "
             "nodes (srun --ntasks-per-node=1)"
         )
-    host = environ.get("MASTER_ADDR", first_host(environ["SLURM_STEP_NODELIST"]))
-    port = environ.get("MASTER_PORT", 20000 + int(job) % 10000)
+    host = _first(environ, HOST)[1] or first_host(environ.get("SLURM_STEP_NODELIST", ""))
+    port = _number(environ, *PORT) or 20000 + int(job) % 10000
     attempt = environ.get("SLURM_RESTART_COUNT", "0")
-    index, name = int(environ["SLURM_NODEID"]), f"{job}.{step}"
+    index, name = _needed(environ, "SLURM_NODEID"), f"{job}.{step}"
     return Nodes(count, index, f"Slurm step {name}", f"{host}:{port}", f"{name}.{attempt}")
 
 
 def _slurm_nodes(environ: Mapping[str, str], job: str) -> int:
     """Number of nodes of the job; squeue knows it where Snakemake's Slurm plugin hides it."""
-    count = environ.get("SLURM_JOB_NUM_NODES")
-    if count is None:
-        ask = ["squeue", "--noheader", f"--jobs={job}", "--format=%D"]
-        count = subprocess.run(ask, capture_output=True, text=True, check=True).stdout
-    return int(count)
+    if (count := _number(environ, "SLURM_JOB_NUM_NODES")) is not None:
+        return count
+    ask = ["squeue", "--noheader", f"--jobs={job}", "--format=%D"]
+    try:
+        return int(subprocess.run(ask, capture_output=True, text=True, check=True).stdout)
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip()
+        raise ValueError(
+            f"need a number of nodes from squeue, got: {said} (environment: SLURM_JOB_ID={job}; "
+            "set SLURM_JOB_NUM_NODES)"
+        ) from error
 
 
 def first_host(nodelist: str) -> str:
@@ -151,13 +190,13 @@ def first_host(nodelist: str) -> str:
 
 def torchrun_arguments(nodes: Nodes, count: int) -> list[str]:
     """torchrun with `count` processes on this node; c10d connects several nodes."""
-    here = f"--nproc-per-node={count}"
+    shape = [f"--nnodes={nodes.count}", f"--nproc-per-node={count}"]  # else PET_* would decide
     if nodes.endpoint is None:
-        return ["--standalone", here]
+        return ["--standalone", *shape]
     # torchrun guesses is_host by host name, but a node may not know the name that others use for it
     conf = f"--rdzv-conf=is_host={int(nodes.index == 0)}"
     meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={nodes.endpoint}", f"--rdzv-id={nodes.job}"]
-    return [f"--nnodes={nodes.count}", here, *meeting, conf]
+    return [*shape, *meeting, conf]
 
 
 def describe(nodes: Nodes, count: int, kind: str) -> str:
@@ -174,9 +213,11 @@ def run(arguments: list[str]) -> NoReturn:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from fewstep.training.guards import heeded
+
     # the failing worker prints its own error; torchrun would add a page about it
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", SIGNALS)
+    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", ",".join(kind.name for kind in heeded()))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(PATIENCE))
     try:
         run.main(arguments)
@@ -184,24 +225,13 @@ def run(arguments: list[str]) -> NoReturn:
         code = next(iter(error.failures.values())).exitcode
         sys.exit(code if code >= 0 else 128 - code)
     except SignalException as error:
+        for kind in heeded():  # another signal would end the wait for workers that save their state
+            signal.signal(kind, signal.SIG_IGN)
+        with suppress(ChildProcessError):  # which is how the wait ends
+            while os.wait():
+                pass
         sys.exit(128 + error.sigval)
     sys.exit(0)
-
-
-def count_gpus(environ: Mapping[str, str] = os.environ) -> int:
-    """Number of GPUs that CUDA would see, without the 2 s that importing torch takes."""
-    devices = len(glob.glob("/dev/nvidia[0-9]*"))
-    visible = environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return devices
-    named = [name for name in visible.split(",") if name.strip() not in ("", "-1")]
-    return min(devices, len(named))
-
-
-def say_gpus(count: int) -> None:
-    """Print on stderr what `snakemake --profile gpu` will run on."""
-    what = f"{count} GPUs" if count else "no GPU here, so everything runs on the CPU"
-    print(f"profile gpu: {what}", file=sys.stderr, flush=True)
 
 
 def several_gpus(device: str) -> bool:
