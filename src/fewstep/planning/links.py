@@ -31,7 +31,8 @@ def _folders() -> Iterator[Path]:
         if folder.is_symlink():
             yield folder
         elif folder.is_dir():
-            inner = [path for path in sorted(folder.glob("*")) if path not in (CODE, DATA, SETTINGS)]
+            written = CODE, DATA, SETTINGS
+            inner = [path for path in sorted(folder.glob("*")) if path not in written]
             deeper = [path for path in sorted(folder.glob("models/*")) if path.is_dir()]
             outer = [path for path in inner if path.is_dir() and path.is_symlink()]
             yield from outer

@@ -43,9 +43,10 @@ def launched(environ: Mapping[str, str] = os.environ) -> bool:
     return all(name in environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
 
 
-def launch(device: str) -> NoReturn:
+def launch(device: str) -> None:
     """Run this command line again on all nodes and GPUs of the environment; exit as it does.
 
+    Returns if this process is all that is needed: torchrun would import torch once more, for 2 s.
     A CPU gets one process with all its cores: two with half of them are no faster.
 
     Raises:
@@ -64,9 +65,11 @@ def launch(device: str) -> NoReturn:
         os.execvp("srun", [*arguments, sys.executable, "-m", "fewstep", *sys.argv[1:]])
     kind = pick_device(device).type
     count = torch.cuda.device_count() if kind == "cuda" else 1
+    print(f"launch: {describe(nodes, count, kind)}", flush=True)
+    if nodes.count == count == 1:
+        return
     # torchrun's default of 1 would leave the other cores idle
     os.environ.setdefault("OMP_NUM_THREADS", str(max(torch.get_num_threads() // count, 1)))
-    print(f"launch: {describe(nodes, count, kind)}", flush=True)
     run([*torchrun_arguments(nodes, count), "-m", "fewstep", *sys.argv[1:]])
 
 
@@ -75,8 +78,7 @@ def ranks(device: str, if_several: bool = False) -> Generator["Rank"]:
     """This process's rank among the launched ones; launches them first if that is not done.
 
     Args:
-        if_several: launch only if there are several GPUs to share the work; a training on a single
-            one wants torchrun's handling of signals, but sampling and scoring do without.
+        if_several: launch only if there are several GPUs to share the work, and on this node alone.
     """
     from fewstep.distributed import joined
     from fewstep.training.failures import ending_together
