@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from experiment import set_up, tiny_params
-from fewstep.paths import MODELS, SCRATCH, SNAPSHOTS
+from fewstep.paths import BEST, MODELS, SCRATCH, SNAPSHOTS
 from fewstep.training.finished import forget_finished
 from fewstep.training.log import Log
 
@@ -62,8 +62,8 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def outcome(name: str) -> dict[str, bytes]:
-    files = [MODELS / name / "model.safetensors", *sorted((SNAPSHOTS / name).iterdir())]
-    return {file.name: file.read_bytes() for file in (*files, MODELS / name / "log.jsonl")}
+    folders = MODELS / name, MODELS / f"{name}{BEST}", SNAPSHOTS / name
+    return {str(file): file.read_bytes() for folder in folders for file in folder.iterdir()}
 
 
 def images_of(name: str) -> int:
