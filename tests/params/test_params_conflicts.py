@@ -36,6 +36,20 @@ REFUSALS: dict[str, tuple[Edit, str]] = {
         "need start <= end in teacher_edges, got 16 and 8 "
         "(params.yaml: students.cd.settings.teacher_edges)",
     ),
+    "a student's steps that rise": (
+        put("students/mm-2/settings/sigma_max", 0.001),
+        "need sigma_min < sigma_max of the student's steps, noise's where absent, got 0.002 and "
+        "0.001 (params.yaml: students.mm-2.settings.sigma_max)",
+    ),
+    "too many steps of moment matching": (
+        put("students/mm-2/settings/steps", 17),
+        "need at most 16 steps, got 17 (params.yaml: students.mm-2.settings.steps)",
+    ),
+    "real_share of a single step": (
+        put("students/dmd2-1/settings/real_share", 0.5),
+        "need backward_simulation and several steps for a real_share, got steps of 1 without "
+        "(params.yaml: students.dmd2-1.settings.real_share)",
+    ),
     "empty dm_levels": (
         put("students/dmd2-1/settings/dm_levels", [0.5, 0.5]),
         "need 0 <= lowest < highest <= 1 in dm_levels, got 0.5 and 0.5 "

@@ -169,7 +169,8 @@ class Settings(OwnGrid):
             yield f"{at}.divergence", "need matching: dmd for a divergence, got sid"
         if self.real_share and not (self.backward_simulation and self.steps > 1):
             message = "need backward_simulation and several steps for a real_share"
-            yield f"{at}.real_share", f"{message}, got steps of {self.steps} without"
+            without = "" if self.backward_simulation else " without"
+            yield f"{at}.real_share", f"{message}, got steps of {self.steps}{without}"
 
     def check_origin(
         self, name: str, model: str, origin: MethodSettings | None

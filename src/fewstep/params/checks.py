@@ -75,10 +75,12 @@ def _check_noise(noise: dict[str, Any], report: Report) -> None:
 
 def _check_grids(raw: dict[str, Any], report: Report) -> None:
     noise = Noise(**raw["noise"])
+    if not noise.sigma_min < noise.sigma_max:
+        return  # said already
     for name, block in raw["students"].items():
         if report.sound("students", name):
             grid = _student(block).settings.grid(noise)
-            if grid != noise and not grid.sigma_min < grid.sigma_max:
+            if not grid.sigma_min < grid.sigma_max:
                 message = "need sigma_min < sigma_max of the student's steps, noise's where absent"
                 got = f"got {grid.sigma_min:g} and {grid.sigma_max:g}"
                 report.conflict(("students", name, "settings", "sigma_max"), f"{message}, {got}")
