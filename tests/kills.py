@@ -1,17 +1,20 @@
 """Kill trainings at random moments and see that they go on as if nothing had happened.
 
-    python tests/kills.py [KILLS] [SEED]
+    python tests/kills.py [KILLS] [SEED] [STOPS]
 
 Of every three kills one trains a teacher, one a consistency student, one a DMD2 student. Each is a
 real `fewstep train` whose processes all get SIGKILL: every other one at a random moment, the rest
-while a state is being written. Started again, it must end with the same bytes of weights and
-snapshots and the same log, and must not repeat more than one checkpoint's
-interval. The finished training does not keep its optimiser's state; that it was restored shows in
-the weights of every later step.
+while a state is being written. STOPS more get SIGHUP or SIGQUIT, which must save the state where
+the training stands, or lose the reader of their output, which must change nothing.
+
+Started again, each must end with the same bytes of weights and snapshots and the same log, and must
+not repeat more than one checkpoint's interval. The finished training does not keep its optimiser's
+state; that it was restored shows in the weights of every later step.
 """
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +28,7 @@ import torch
 from experiment import set_up, tiny_params
 from fewstep.paths import BEST, MODELS, SCRATCH, SNAPSHOTS
 from fewstep.training.finished import forget_finished
+from fewstep.training.guards import STOPPING
 from fewstep.training.log import Log
 
 NAMES = ("teacher", "cd", "dmd2-4")
@@ -52,7 +56,14 @@ def start(name: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=heed_all,
     )
+
+
+def heed_all() -> None:
+    """Even if this script was started by `nohup` or in the background."""
+    for kind in STOPPING:
+        signal.signal(kind, signal.SIG_DFL)
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -78,11 +89,15 @@ def seen_nimg(name: str) -> int:
     return rows[-1]["nimg"] if rows else -1
 
 
-def kill(process: subprocess.Popen[str], name: str, at_nimg: int, while_writing: bool) -> int:
-    """SIGKILL all processes once the training is at at_nimg; gives how far it was."""
+def wait_for(process: subprocess.Popen[str], name: str, at_nimg: int) -> None:
     while seen_nimg(name) < at_nimg:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
+
+
+def kill(process: subprocess.Popen[str], name: str, at_nimg: int, while_writing: bool) -> int:
+    """SIGKILL all processes once the training is at at_nimg; gives how far it was."""
+    wait_for(process, name, at_nimg)
     family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     while while_writing and not half_written(name):
         assert process.poll() is None, "it ended before it wrote another state"
@@ -111,7 +126,36 @@ def trial(name: str, at_nimg: int, while_writing: bool, whole: object) -> tuple[
     return killed_at, went_on, hit
 
 
-def run(kills: int, seed: int) -> None:
+def stopped(name: str, at_nimg: int, kind: signal.Signals, whole: object) -> int:
+    """Stop a training by a signal to its launch, finish it, compare; where it was stopped."""
+    forget_finished(name)
+    process = start(name)
+    wait_for(process, name, at_nimg)
+    process.send_signal(kind)
+    output = process.communicate()[0]
+    assert process.returncode == 128 + kind, output
+    at = seen_nimg(name)
+    state = sorted(SCRATCH.glob(f"{name}-*/state-*.safetensors"))[-1]
+    went_on = int(state.stem.split("-")[1])
+    assert went_on >= at and f"stopped at {went_on / 1000:.1f} kimg" in output, output
+    assert f"resuming at {went_on / 1000:.1f} kimg" in finish(start(name))
+    assert outcome(name) == whole, f"{name} stopped at {went_on} differs"
+    return went_on
+
+
+def unread(name: str, at_nimg: int, whole: object) -> int:
+    """Close the pipe that a training writes to; it must go on to its end."""
+    forget_finished(name)
+    process = start(name)
+    wait_for(process, name, at_nimg)
+    at = seen_nimg(name)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait() == 0 and outcome(name) == whole, f"{name} unread at {at} differs"
+    return at
+
+
+def run(kills: int, seed: int, stops: int) -> None:
     """Raises AssertionError when a training did not go on as it should."""
     rng, wholes, lengths = random.Random(seed), {}, {}
     for name in NAMES:
@@ -127,19 +171,29 @@ def run(kills: int, seed: int) -> None:
         hits += hit
         moment = "while a state was written" if hit else "between two writes"
         print(f"{number + 1}: {name}, {moment}, at {killed_at}, on from {went_on}", flush=True)
+    for number in range(stops):
+        name, how = NAMES[number % 3], ("SIGHUP", "SIGQUIT", "a closed pipe")[number // 3 % 3]
+        at = rng.randrange(0, lengths[name] - 3 * INTERVAL)
+        if how == "a closed pipe":
+            reached = unread(name, at, wholes[name])
+        else:
+            reached = stopped(name, at, signal.Signals[how], wholes[name])
+        print(f"{number + 1}: {name}, {how} at {reached}: nothing lost", flush=True)
     late = [images for images in lost if images > INTERVAL]
     assert not late, f"lost more than the interval of {INTERVAL}: {late}"
-    assert hits, "no write was hit"
-    print(f"{kills} killed ({hits} in a write), resumed, bit-identical; lost <= {max(lost)} images")
+    assert hits or not kills, "no write was hit"
+    most = max(lost, default=0)
+    print(f"{kills} killed ({hits} in a write), resumed, bit-identical; lost <= {most} images")
+    print(f"{stops} stopped or unread, bit-identical; lost nothing")
 
 
-def main(kills: int = 30, seed: int = 0) -> None:
+def main(kills: int = 30, seed: int = 0, stops: int = 10) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         set_up(Path(folder), patch)
         teacher = tiny_params(Path(folder), **OVERRIDES)
         assert teacher.teacher.train is not None
         print(f"seed {seed}, states every {INTERVAL} images")
-        run(kills, seed)
+        run(kills, seed, stops)
 
 
 if __name__ == "__main__":

@@ -43,8 +43,10 @@ def test_a_link_to_another_disk_is_named_with_what_works(name: str, clone: Path)
 
 
 def test_what_dvc_takes_is_not_named(clone: Path) -> None:
-    link("scratch"), link("data")  # no outputs
-    link("artifacts/code"), link("artifacts/data.lmdb")  # outputs, which DVC replaces
+    for name in ("scratch", "data"):  # no outputs
+        link(name)
+    for name in ("artifacts/code", "artifacts/data.lmdb"):  # outputs, which DVC replaces
+        link(name)
     (clone / "inside").mkdir()
     link("results", "inside")
     assert refused_by_dvc() == []

@@ -140,8 +140,8 @@ def test_nothing_of_the_dry_run_lives_on(
             made.extend(weakref.ref(p) for module in modules for p in module.parameters())
             made.append(weakref.ref(self.feed))
 
-        def update(self, *args: Any) -> None:  # noqa: ANN401
-            super().update(*args)
+        def update(self, phase: str, batches: list[Any], prepared: list[Any]) -> None:
+            super().update(phase, batches, prepared)
             if fails:
                 raise RuntimeError("out of memory")
 

@@ -27,16 +27,12 @@ def refused_by_dvc() -> list[str]:
 
 def _folders() -> Iterator[Path]:
     """The outermost folders with outputs that are links; an output that is one is replaced."""
-    for folder in (ARTEFACTS, RESULTS):
-        if folder.is_symlink():
+    outputs, linked = {CODE, DATA, SETTINGS}, set[Path]()
+    inner = sorted({*ARTEFACTS.glob("*"), *ARTEFACTS.glob("models/*")} - outputs)
+    for folder in (ARTEFACTS, RESULTS, *inner):
+        if folder.is_symlink() and folder.is_dir() and not linked & set(folder.parents):
+            linked.add(folder)
             yield folder
-        elif folder.is_dir():
-            written = CODE, DATA, SETTINGS
-            inner = [path for path in sorted(folder.glob("*")) if path not in written]
-            deeper = [path for path in sorted(folder.glob("models/*")) if path.is_dir()]
-            outer = [path for path in inner if path.is_dir() and path.is_symlink()]
-            yield from outer
-            yield from (p for p in deeper if p.is_symlink() and p.parent not in outer)
 
 
 def _without_git() -> bool:

@@ -218,7 +218,7 @@ def run(arguments: list[str]) -> NoReturn:
     from fewstep.training.guards import heeded
 
     # the failing worker prints its own error; torchrun would add a page about it
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", ",".join(kind.name for kind in heeded()))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(PATIENCE))
     try:
