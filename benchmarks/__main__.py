@@ -7,6 +7,7 @@ steps.py      a training step of each method, whole and split into its parts
 rates.py      generation, features, LMDB, Fréchet distance
 ingest.py     build-lmdb on PNGs in a zip, and what ImageNet takes
 table.py      the JSON as Markdown
+recipe.py     apart from these: how one training goes, in pictures
 """
 
 import argparse
