@@ -793,6 +793,10 @@ def test_the_discriminator_sees_more_real_images_with_the_same_labels_dropped() 
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
+    (
+        {"levels_by_step": True, "critic_levels": (-1.2, 1.2)},
+        "need no critic_levels beside levels_by_step, got both",
+    ),
     ({"divergence": "js"}, "need gan_critic_weight > 0 for divergence js, got 0"),
     (
         {"divergence": "js", "matching": "sid", "gan_critic_weight": 1.0},

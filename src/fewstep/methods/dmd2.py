@@ -94,7 +94,7 @@ class Settings(OwnGrid):
     absent = 0. SenseFlow has 0.02 to 0.03"""
     levels_by_step: bool | None = None
     """re-noises images of a step only to noise levels between that step and the next; absent =
-    false. As Phased DMD and moment matching do. `dm_levels` and `critic_levels` then do nothing"""
+    false. As Phased DMD and moment matching do. `dm_levels` then does nothing"""
     real_share: Share | None = None
     """share of a backward simulation's inputs that are noised real images; absent = 0. SenseFlow
     has a half"""
@@ -165,6 +165,8 @@ class Settings(OwnGrid):
             if (self.divergence or "reverse_kl") != "reverse_kl":
                 message = f"need gan_critic_weight > 0 for divergence {self.divergence}, got 0"
                 yield f"{at}.gan_critic_weight", message
+        if self.levels_by_step and self.critic_levels is not None:
+            yield f"{at}.critic_levels", "need no critic_levels beside levels_by_step, got both"
         if self.matching == "sid" and self.divergence is not None:
             yield f"{at}.divergence", "need matching: dmd for a divergence, got sid"
         if self.real_share and not (self.backward_simulation and self.steps > 1):
