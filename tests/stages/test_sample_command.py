@@ -8,8 +8,9 @@ from PIL import Image
 
 from experiment import set_up
 from fewstep.cli import main
+from fewstep.networks.weights import read_safetensors, save_model
 from fewstep.params import Params
-from fewstep.paths import MODELS
+from fewstep.paths import MODELS, trained
 from fewstep.stages import generate
 from fewstep.stages.sample import parse
 from parity import structure_pickle
@@ -51,10 +52,10 @@ def test_pictures_and_arrays_are_the_same_images(toy: Params) -> None:
 def test_a_student_is_sampled_as_it_was_trained(
     toy: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    weights, _ = read_safetensors(MODELS / "teacher" / "model.safetensors")
     for name in ("cd", "cd@best", "dmd2-4", "dmd2-1"):
-        (MODELS / name).mkdir()
-        weights = (MODELS / "teacher" / "model.safetensors").read_bytes()
-        (MODELS / name / "model.safetensors").write_bytes(weights)
+        sampling = toy.students[trained(name)].settings.sampled(toy.noise)
+        save_model(MODELS / name, weights, {"name": name, "sampling": sampling})
         main(["sample", name, "--seeds", "0"])
     said = capsys.readouterr().out
     cd = toy.students["cd"].settings
