@@ -96,7 +96,11 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "changes"), CASES, ids=str)
 def test_methods_cost_what_they_say(name: str, changes: dict[str, Any], toy: Params) -> None:
-    """The first layer's input needs no gradient; the discriminator's own head is not told."""
+    """The first layer's input needs no gradient.
+
+    The discriminator's own head is not told, nor that attention's products, of two inputs each,
+    cost two products back to the input of a network, too.
+    """
     params, tolerance = toy, 0.001
     steps = ratio = 1
     if name != "teacher":
@@ -106,7 +110,7 @@ def test_methods_cost_what_they_say(name: str, changes: dict[str, Any], toy: Par
         params = replace(toy, students=MappingProxyType({name: block}))
         if isinstance(s, dmd2.Settings):
             steps, ratio = s.steps if s.backward_simulation else 1, s.update_ratio
-            tolerance = 0.015 if s.gan_critic_weight else tolerance
+            tolerance = 0.02 if s.gan_critic_weight else tolerance
         if name == "mm-2":
             ratio = 2  # the networks take turns
     method = build_method(student_block(name, params), params, CPU)
