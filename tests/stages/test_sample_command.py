@@ -66,6 +66,31 @@ def test_a_student_is_sampled_as_it_was_trained(
     assert "of dmd2-4, renoise, 4 NFE" in capsys.readouterr().out, "guidance doubles two steps"
 
 
+SAID = {"sampler": "ddim", "steps": 4, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        ([], r"need sigma_min, sigma_max and rho in `sampling` .*, got \[\]"),
+        ("ddim", "need sigma_min, sigma_max and rho in `sampling` .*, got 'ddim'"),
+        (SAID | {"rho": 0}, "need sigma_min, sigma_max and rho in `sampling`"),
+        (SAID | {"sigma_max": 10**400}, "need sigma_min, sigma_max and rho in `sampling`"),
+        (SAID | {"sampler": "churn"}, "need --sampler of heun, .*, got 'churn'"),
+        (SAID | {"sampler": None}, "need --sampler of heun, .*, got None"),
+        (SAID | {"steps": "4"}, "need --steps of at least 1, got '4'"),
+        (SAID | {"steps": [4]}, r"need --steps of at least 1, got \[4\]"),
+    ],
+)
+def test_what_a_checkpoint_says_of_its_sampling_is_checked(
+    sampling: object, message: str, toy: Params
+) -> None:
+    weights, _ = read_safetensors(MODELS / "teacher" / "model.safetensors")
+    save_model(MODELS / "cd", weights, {"name": "cd", "sampling": sampling})
+    with pytest.raises(SystemExit, match=message):
+        main(["sample", "cd"])
+
+
 def test_other_peoples_checkpoints_and_folders_are_sampled(
     toy: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
