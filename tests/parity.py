@@ -350,7 +350,7 @@ class ScriptedBatch(Batch):
         self.ints, self.normals, self.ranges = iter(ints), iter(normals), list[tuple[int, int]]()
         return self
 
-    def uniform_ints(self, low: int, high: int) -> Tensor:
+    def uniform_ints(self, low: int, high: int, count: int | None = None) -> Tensor:
         self.ranges.append((low, high))
         return next(self.ints)
 

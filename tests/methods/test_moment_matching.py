@@ -10,6 +10,7 @@ from torch import Tensor
 from conftest import CLASSES, EDM, Gaussian, small_denoiser
 from fewstep.data.batch import Batch
 from fewstep.methods.moment_matching import MomentMatching, Noised, Settings, posterior
+from fewstep.networks.denoiser import Denoiser
 from fewstep.theory.losses import distribution_matching
 
 SETTINGS = Settings(steps=4, auxiliary_lr=1e-3, normalise=True, label_dropout=0.0)
@@ -40,8 +41,9 @@ def at(t: float, s: float, n: int = 200_000) -> Noised:
     return Noised(x, sigma, torch.zeros(n, dtype=torch.int64), torch.full((n,), s), b.labels)
 
 
-def gradient(loss: Tensor, network: Gaussian) -> float:
-    [found] = torch.autograd.grad(loss, [network.gain])
+def gradient(loss: Tensor, network: Denoiser) -> float:
+    """Of a Gaussian's gain, its only parameter."""
+    [found] = torch.autograd.grad(loss, list(network.parameters()))
     return float(found)
 
 
@@ -91,8 +93,8 @@ def test_a_student_whose_auxiliary_agrees_with_the_teacher_is_left_alone(normali
 
 
 def test_only_the_network_of_the_turn_gets_a_gradient() -> None:
-    networks = [small_denoiser(i) for i in range(3)]
-    method = MomentMatching(*networks, SETTINGS, EDM)
+    student, teacher, auxiliary = (small_denoiser(i) for i in range(3))
+    method = MomentMatching(student, teacher, auxiliary, SETTINGS, EDM)
     b = batch(size=8)
     for phase in ("student", "auxiliary"):
         for name, network in method.trained.items():
@@ -113,7 +115,7 @@ def test_the_auxiliary_settles_between_the_students_mean_and_the_teacher() -> No
     best = (students_mean + gain_of(TEACHER, s)) / 2
     method, noised = gaussian_method(), at(t, s)
     for factor, sign in ((0.98, -1), (1.0, 0), (1.02, 1)):
-        method.auxiliary.gain.data.fill_(factor * best / gain_of(0.6, s))
+        next(method.auxiliary.parameters()).data.fill_(factor * best / gain_of(0.6, s))
         n = torch.randn(noised.x.shape, generator=torch.Generator().manual_seed(1))
         loss, _ = method.auxiliary_loss(noised, n)
         slope = gradient(loss, method.auxiliary)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import EDM
 from experiment import set_up, tiny_params
 from extraction import features_of as extracted
 from fewstep.data.lmdb import ImageDataset
@@ -325,7 +326,7 @@ def test_a_wrong_reference_is_refused_before_the_work(
 def test_a_validation_is_against_the_published_reference_too(toy: Params, server: Server) -> None:
     params = experiment(server.block("ref.npz", edm(stats())))
     settings = Validation(0.1, 20, 5, 9999, "ddim", 2, 1.0)  # more images than there are
-    v = Validator(params, settings, ImageDataset(DATA), Rank(0, 1, torch.device("cpu")))
+    v = Validator(params, settings, EDM, ImageDataset(DATA), Rank(0, 1, torch.device("cpu")))
     np.testing.assert_array_equal(v.reference.mean, stats().mean)
 
 

@@ -80,17 +80,17 @@ REFUSALS: dict[str, tuple[Edit, str]] = {
     ),
     "row of an unknown student": (
         put("rows/cd-4/model", "dc"),
-        "need teacher or one of cd, dmd2-1, dmd2-4, got 'dc'; did you mean 'cd'? "
+        "need teacher or one of cd, dmd2-1, dmd2-4, mm-2, got 'dc'; did you mean 'cd'? "
         "(params.yaml: rows.cd-4.model)",
     ),
     "best of an unknown student": (
         put("rows/cd-4/model", "dc@best"),
-        "need teacher or one of cd, dmd2-1, dmd2-4, got 'dc@best'; did you mean 'cd@best'? "
+        "need teacher or one of cd, dmd2-1, dmd2-4, mm-2, got 'dc@best'; did you mean 'cd@best'? "
         "(params.yaml: rows.cd-4.model)",
     ),
     "something else than the best": (
         put("rows/cd-4/model", "cd@last"),
-        "need teacher or one of cd, dmd2-1, dmd2-4, got 'cd@last'; did you mean 'cd@best'? "
+        "need teacher or one of cd, dmd2-1, dmd2-4, mm-2, got 'cd@last'; did you mean 'cd@best'? "
         "(params.yaml: rows.cd-4.model)",
     ),
     "best of a student without validation": (

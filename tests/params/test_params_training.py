@@ -72,7 +72,7 @@ def test_any_key_but_those_that_make_a_student_may_be_shared() -> None:
     cd = raw["students"]["cd"]
     shared = {key: cd.pop(key) for key in [*cd] if key not in ("method", "init_from", "settings")}
     raw["students"]["cd"], raw["training"] = cd, shared
-    for name in ("dmd2-1", "dmd2-4"):
+    for name in ("dmd2-1", "dmd2-4", "mm-2"):
         raw["students"][name] |= {"validation": None, "phema": None}
     raw["teacher"]["train"] |= {"validation": None, "phema": None}
     assert load_raw(raw) == load_text(TINY)
@@ -104,7 +104,7 @@ def test_merged_students_are_what_is_trained() -> None:
     assert merged_students(raw) == expected
     assert raw == before
     raw["teacher"] = {"url": "t.safetensors", "sha256": "0a" * 32}
-    assert list(merged_students(raw)) == ["cd", "dmd2-1", "dmd2-4"]
+    assert list(merged_students(raw)) == ["cd", "dmd2-1", "dmd2-4", "mm-2"]
 
 
 SHARED: dict[str, tuple[Edit, list[str]]] = {
@@ -147,6 +147,7 @@ SHARED: dict[str, tuple[Edit, list[str]]] = {
             raw["training"].update(validation={"images": 1}),
             raw["students"]["dmd2-1"].update(validation=VALIDATION | DRAWN),
             raw["students"]["dmd2-4"].update(validation=None),
+            raw["students"]["mm-2"].update(validation=None),
             raw["teacher"]["train"].update(validation=None),
         ],
         ["training.validation.images: need an integer >= 2, got 1"],
@@ -156,6 +157,7 @@ SHARED: dict[str, tuple[Edit, list[str]]] = {
             raw["training"].update(validation=VALIDATION),
             raw["students"]["dmd2-1"].update(validation=None),
             raw["students"]["dmd2-4"].update(validation={"sampler": "renoise", "steps": 4}),
+            raw["students"]["mm-2"].update(validation=None),
             raw["teacher"]["train"].update(validation=None),
         ],
         [
@@ -168,7 +170,10 @@ SHARED: dict[str, tuple[Edit, list[str]]] = {
         [
             f"{where}.keep_checkpoints: missing; need an integer >= 1: newest checkpoints that "
             "are kept beside the best"
-            for where in ("teacher.train", "students.cd", "students.dmd2-1", "students.dmd2-4")
+            for where in (
+                "teacher.train",
+                *(f"students.{s}" for s in ("cd", "dmd2-1", "dmd2-4", "mm-2")),
+            )
         ],
     ),
     "no mapping": (

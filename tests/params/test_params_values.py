@@ -93,9 +93,9 @@ REFUSALS: dict[str, tuple[Edit, str]] = {
     ),
     "setting of another method": (
         put("students/cd/settings/dm_epsilon", 0.0),
-        "params.yaml: students.cd.settings: unknown key 'dm_epsilon'; known keys: steps, "
-        "teacher_edges, anneal_kimg, edges, uniform_share, terminal_anchor, terminal_teacher_hop, "
-        "sync_dropout, distance, weight",
+        "params.yaml: students.cd.settings: unknown key 'dm_epsilon'; known keys: sigma_max, "
+        "sigma_min, steps, teacher_edges, anneal_kimg, edges, uniform_share, terminal_anchor, "
+        "terminal_teacher_hop, addim, sync_dropout, distance, weight",
     ),
     "key of another ema": (
         put("students/cd/ema", {"kind": "none", "std": 0.1}),

@@ -8,8 +8,9 @@ from PIL import Image
 
 from experiment import set_up
 from fewstep.cli import main
+from fewstep.networks.weights import read_safetensors, save_model
 from fewstep.params import Params
-from fewstep.paths import MODELS
+from fewstep.paths import MODELS, trained
 from fewstep.stages import generate
 from fewstep.stages.sample import parse
 from parity import structure_pickle
@@ -51,10 +52,10 @@ def test_pictures_and_arrays_are_the_same_images(toy: Params) -> None:
 def test_a_student_is_sampled_as_it_was_trained(
     toy: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    weights, _ = read_safetensors(MODELS / "teacher" / "model.safetensors")
     for name in ("cd", "cd@best", "dmd2-4", "dmd2-1"):
-        (MODELS / name).mkdir()
-        weights = (MODELS / "teacher" / "model.safetensors").read_bytes()
-        (MODELS / name / "model.safetensors").write_bytes(weights)
+        sampling = toy.students[trained(name)].settings.sampled(toy.noise)
+        save_model(MODELS / name, weights, {"name": name, "sampling": sampling})
         main(["sample", name, "--seeds", "0"])
     said = capsys.readouterr().out
     cd = toy.students["cd"].settings
@@ -63,6 +64,31 @@ def test_a_student_is_sampled_as_it_was_trained(
     assert "of dmd2-4, renoise, 4 NFE" in said and "of dmd2-1, renoise, 1 NFE" in said
     main(["sample", "dmd2-4", "--seeds", "0", "--guidance", "1.5", "--steps", "2"])
     assert "of dmd2-4, renoise, 4 NFE" in capsys.readouterr().out, "guidance doubles two steps"
+
+
+SAID = {"sampler": "ddim", "steps": 4, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        ([], r"need sigma_min, sigma_max and rho in `sampling` .*, got \[\]"),
+        ("ddim", "need sigma_min, sigma_max and rho in `sampling` .*, got 'ddim'"),
+        (SAID | {"rho": 0}, "need sigma_min, sigma_max and rho in `sampling`"),
+        (SAID | {"sigma_max": 10**400}, "need sigma_min, sigma_max and rho in `sampling`"),
+        (SAID | {"sampler": "churn"}, "need --sampler of heun, .*, got 'churn'"),
+        (SAID | {"sampler": None}, "need --sampler of heun, .*, got None"),
+        (SAID | {"steps": "4"}, "need --steps of at least 1, got '4'"),
+        (SAID | {"steps": [4]}, "need --steps of at least 1, got an object of type list"),
+    ],
+)
+def test_what_a_checkpoint_says_of_its_sampling_is_checked(
+    sampling: object, message: str, toy: Params
+) -> None:
+    weights, _ = read_safetensors(MODELS / "teacher" / "model.safetensors")
+    save_model(MODELS / "cd", weights, {"name": "cd", "sampling": sampling})
+    with pytest.raises(SystemExit, match=message):
+        main(["sample", "cd"])
 
 
 def test_other_peoples_checkpoints_and_folders_are_sampled(

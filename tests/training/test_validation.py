@@ -178,7 +178,7 @@ def test_a_training_without_validation_loads_no_feature_network(
         pytest.fail("nobody asked for a score")
 
     monkeypatch.setattr("fewstep.training.validation.feature_network", load)
-    v = Validator(toy, None, ImageDataset(DATA), ALONE)
+    v = Validator(toy, None, EDM, ImageDataset(DATA), ALONE)
     with pytest.raises(AssertionError, match="without validation, nothing is scored"):
         v.student(load_model("teacher", toy)[0], "cd")
 
@@ -212,7 +212,7 @@ def score_on_rank(index: int, world: int, folder: str) -> None:
     meeting = f"file://{folder}/meeting"
     dist.init_process_group("gloo", init_method=meeting, rank=index, world_size=world)
     params, rank = experiment(), Rank(index, world, torch.device("cpu"))
-    v = Validator(params, replace(SETTINGS, images=21), ImageDataset(DATA), rank)
+    v = Validator(params, replace(SETTINGS, images=21), EDM, ImageDataset(DATA), rank)
     value, images, signs = v.student(load_model("teacher", params)[0], "cd")
     real = {"mean": v.reference.mean, "total": v.real_pixels.total}
     np.savez(f"rank{index}.npz", value=value, images=images, signs=list(signs.values()), **real)

@@ -58,8 +58,8 @@ def run(
     if wrong := [c for c in chosen if c >= params.data.classes]:
         raise ValueError(f"need --classes below {params.data.classes}, got {wrong[0]}")
     denoiser, about = load(model, params)
-    row, device = row_of(model, about, sampler, steps, guidance), pick_device(params.device)
     grid = Schedule.of_model(about, params.noise)
+    row, device = row_of(model, about, sampler, steps, guidance), pick_device(params.device)
     labels = [chosen[i % len(chosen)] for i in range(len(numbers))]
     parts, made = batches(numbers, params.generate.batch), list[NDArray[np.uint8]]()
     with progress(len(numbers), f"sample {model}") as bar:
@@ -106,13 +106,13 @@ def row_of(
     """How to sample the model: as asked, else as its JSON says, else as a teacher."""
     usual, own = Settings().sampling
     if said := about.get("sampling"):
-        usual, own = str(said.get("sampler")), int(said.get("steps", 0))
+        usual, own = said.get("sampler"), said.get("steps")
     name = sampler or usual
     known = [s for s in SAMPLERS if s != "churn"]  # which needs four more numbers
     if name not in known:
-        raise ValueError(f"need --sampler of {', '.join(known)}, got {name!r}")
+        raise ValueError(f"need --sampler of {', '.join(known)}, got {quoted(name)}")
     count = own if steps is None else steps
-    if count < 1:
-        raise ValueError(f"need --steps of at least 1, got {count}")
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"need --steps of at least 1, got {quoted(count)}")
     within(count, STEPS, "--steps")
     return Row(model, name, count, guidance)  # pyright: ignore[reportArgumentType]

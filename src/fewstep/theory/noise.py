@@ -61,8 +61,10 @@ class Schedule:
         if own is None:
             return cls.of(otherwise)
         try:
-            return cls(*(float(own[key]) for key in ("sigma_min", "sigma_max", "rho")))
-        except (TypeError, KeyError, ValueError) as error:
+            found = cls(*(float(own[key]) for key in ("sigma_min", "sigma_max", "rho")))
+            found.sigmas(2)  # some powers cannot be computed
+            return found
+        except (TypeError, KeyError, ValueError, ArithmeticError) as error:
             raise ValueError(
                 f"need sigma_min, sigma_max and rho in `sampling` of the model's JSON, got {own!r}"
             ) from error
