@@ -4,8 +4,10 @@ The rate is of steps as they are; the parts come from other steps, in which each
 so on a GPU they can add up to more than a step.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from statistics import median
 from typing import Any
 
@@ -28,7 +30,7 @@ PARTS = {
     "teacher": "its calls",
     "student": "its forward calls, roll-outs among them",
     "backward": "the student's",
-    "critic": "forward calls of fake score and discriminator",
+    "critic": "forward calls of fake score and discriminator, or of the auxiliary denoiser",
     "critic backward": "",
     "optimiser": "clipping and updates",
     "averages": "of the student's weights",
@@ -90,7 +92,10 @@ class Stepped:
         self.run = Run(name, block, params, Rank(0, 1, device), dataset, Tracker())
         self.run.resume()
         self.device, self.samples = device, list[Parts]()
-        self.steps = getattr(block.settings, "update_ratio", 1)
+        phases = self.run.method.phases  # long after any warm-up
+        updates = (i for i in count() if "student" in phases(i, math.inf))
+        first = next(updates)
+        self.steps = next(updates) - first
         self.images = self.steps * block.batch
         self.losses: dict[str, float] = {}
         self.memory = 0
@@ -160,6 +165,7 @@ def _places(run: Run) -> Iterator[tuple[Any, str, str]]:
     method: Any = run.method
     yield method.student, "forward", "student"
     yield getattr(method, "teacher", None), "forward", "teacher"
+    yield getattr(method, "auxiliary", None), "forward", "critic"
     critic = getattr(method, "critic", None)
     if critic is not None:
         yield critic.fake_score, "forward", "critic"

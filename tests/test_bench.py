@@ -19,7 +19,7 @@ from fewstep.planning.flops import forward_flops
 from places import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"
-METHODS = ["teacher", "cd", "dmd2-1", "dmd2-4"]
+METHODS = ["teacher", "cd", "dmd2-1", "dmd2-4", "mm-2"]
 VARIANTS = ["fast", "plain"]
 
 
@@ -59,13 +59,15 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_every_method_kind_of_row_and_variant_is_measured(found: dict[str, Any]) -> None:
-    assert list(found["training"]) == METHODS
+    steps = {name: row["steps"] for name, row in found["training"].items()}
+    assert list(steps.items()) == list(zip(METHODS, (1, 1, 2, 2, 2), strict=True))
     assert set(found["generation"]) == {
         "heun 4",
         "euler 4",
         "churn 4",
         "ddim 4",
         "renoise 1",
+        "ancestral 2",
         "renoise 4 guided",
     }
     for row in [*found["training"].values(), *found["generation"].values()]:
@@ -133,6 +135,7 @@ def test_a_part_is_timed_where_the_method_has_it(found: dict[str, Any]) -> None:
         "cd": {*everywhere, "teacher"},
         "dmd2-1": {*everywhere, "teacher", "critic", "critic backward"},
         "dmd2-4": {*everywhere, "teacher", "critic", "critic backward"},
+        "mm-2": {*everywhere, "teacher", "critic", "critic backward"},
     }
     for name, seconds in parts.items():
         assert {part for part, value in seconds.items() if value > 0} == only[name]

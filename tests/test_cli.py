@@ -75,7 +75,7 @@ def test_wrong_params_end_in_one_message_that_names_all_problems(
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        (["train", "nobody"], "need a student of cd, dmd2-1, dmd2-4, got 'nobody'"),
+        (["train", "nobody"], "need a student of cd, dmd2-1, dmd2-4, mm-2, got 'nobody'"),
         (["generate", "nobody"], "need a row of teacher-heun-7, .*, got 'nobody'"),
         (["fid", "nobody"], "need a row of teacher-heun-7, .*, got 'nobody'"),
         (["build-lmdb"], r"need a file or folder, got nothing at absent.npz .*data\.source"),
@@ -99,7 +99,7 @@ def test_check_says_what_the_params_hold(
     tiny_params(tmp_path)
     monkeypatch.chdir(tmp_path)
     main(["check"])
-    assert capsys.readouterr().out == "params.yaml: 3 students, 6 rows\n"
+    assert capsys.readouterr().out == "params.yaml: 4 students, 8 rows\n"
 
 
 def test_ctrl_c_while_starting_is_one_line(tmp_path: Path) -> None:

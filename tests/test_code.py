@@ -416,7 +416,7 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_there_is_a_file_for_each_stage_and_method_and_training(params: Path) -> None:
     written = code.write_identities(str(params))
     stages = {f"artifacts/code/{name}.json" for name in {*STAGES, *TRAININGS}}
-    trained = ("teacher", "cd", "dmd2-1", "dmd2-4")
+    trained = ("teacher", "cd", "dmd2-1", "dmd2-4", "mm-2")
     settings = {f"artifacts/settings/{name}.json" for name in trained}
     assert {str(path) for path in written} == stages | settings
     found = json.loads(Path("artifacts/code/train-dmd2.json").read_text())

@@ -106,7 +106,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
 
 
 @pytest.mark.parametrize(
-    "name", ["cd", "dmd2-4", *(pytest.param(n, marks=SLOW) for n in ("teacher", "dmd2-1"))]
+    "name", ["cd", "dmd2-4", *(pytest.param(n, marks=SLOW) for n in ("teacher", "dmd2-1", "mm-2"))]
 )
 def test_resumed_equals_uninterrupted(
     name: str, toy: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -126,6 +126,7 @@ def test_resumed_equals_uninterrupted(
             "students__dmd2_4__init_from": "teacher",
             "students__dmd2_4__settings__separate_labels": True,
         },
+        "mm-2": {"students__mm-2__kimg": 0.512},
     }
     params = toy_params(**overrides[name])
     finals: list[dict[str, torch.Tensor]] = []
@@ -705,5 +706,5 @@ def test_data_of_another_resolution_are_refused(toy: Params) -> None:
 
 
 def test_an_unknown_student_is_named_with_the_known_ones(toy: Params) -> None:
-    with pytest.raises(ValueError, match="need a student of cd, dmd2-1, dmd2-4, got 'ddim'"):
+    with pytest.raises(ValueError, match="need a student of cd, dmd2-1, dmd2-4, mm-2, got 'ddim'"):
         train("ddim", toy, ALONE)
