@@ -433,7 +433,8 @@ class Dmd2(Method):
         else:
             low, high = (int(share * s.noise_levels) for share in s.dm_levels)
             t = batch.uniform_ints(low, min(high + 1, s.noise_levels))
-        loss, direction = self.matching_loss(x, labels, t, batch.normal_like(x))
+        begun = self.adversarial(batch.kimg)
+        loss, direction = self.matching_loss(x, labels, t, batch.normal_like(x), begun)
         each = direction.flatten(1).square().mean(dim=1) / 2
         logs = {
             "loss_dm": mean_of(loss),
@@ -441,16 +442,20 @@ class Dmd2(Method):
             **self.by_step("loss_dm", each, made.step),
             **by_sigma("loss_dm", each, self.levels[t]),
         }
-        if s.gan_student_weight and self.adversarial(batch.kimg):
+        if s.gan_student_weight and begun:
             gan = gan_student_loss(*self.logits(batch, (x, labels)))
             loss = loss + s.gan_student_weight * gan
             logs["loss_gan_student"] = mean_of(gan)
         return loss, logs
 
     def matching_loss(
-        self, x: Tensor, labels: Tensor, t: Tensor, n: Tensor
+        self, x: Tensor, labels: Tensor, t: Tensor, n: Tensor, adversarial: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Loss and direction of distribution matching, at noise levels t (B,) with noise n."""
+        """Loss and direction of distribution matching, at noise levels t (B,) with noise n.
+
+        Args:
+            adversarial: the discriminator is trained, so a divergence may ask it.
+        """
         s, sigma = self.settings, self.levels[t]
         with torch.set_grad_enabled(s.matching == "sid"):
             x_t = x + per_image(sigma) * n
@@ -462,7 +467,7 @@ class Dmd2(Method):
             loss = score_identity(x, D_teacher, D_fake, alpha, s.dm_epsilon)
             return loss, distribution_matching(*fixed)[1]
         factor: Tensor | float = 1.0
-        if (kind := s.divergence or "reverse_kl") != "reverse_kl":
+        if (kind := s.divergence or "reverse_kl") != "reverse_kl" and adversarial:
             with torch.no_grad():
                 logits = self.critic.logits(x_t, sigma, labels)[:, 0]
                 factor = per_image(divergence_factor(kind, logits, t / s.noise_levels))
