@@ -750,6 +750,15 @@ def test_a_divergence_asks_the_discriminator_about_the_same_noised_images() -> N
     assert torch.equal(x, teacher[0][0]) and torch.equal(sigma, teacher[0][1])
 
 
+def test_a_divergence_waits_until_the_discriminator_is_trained() -> None:
+    waiting = {"gan_critic_weight": 1.0, "gan_from_kimg": 2.0, "steps": 1}
+    method, plain = (network_method(**waiting, divergence=d) for d in ("forward_kl", None))
+    for step_nimg, alike in ((0, True), (2000, False)):
+        b, same = batch(step_nimg=step_nimg), batch(step_nimg=step_nimg)
+        losses = [m.student_loss(b, m.prepare(b))[0] for m, b in ((method, b), (plain, same))]
+        assert torch.equal(*losses) is alike
+
+
 def test_levels_by_step_stay_between_a_step_and_the_next() -> None:
     method, b = (
         gaussian_method(levels_by_step=True, backward_simulation=False),
