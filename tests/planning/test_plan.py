@@ -25,7 +25,7 @@ from places import CONFIG
 
 CPU = torch.device("cpu")
 H100 = Hardware(GPUS["h100"], 8, 1, 0.2, 2000 * GB)
-STUDENTS = ["cd", "dmd2-1", "dmd2-4"]
+STUDENTS = ["cd", "dmd2-1", "dmd2-4", "mm-2"]
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +40,15 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
 
 
 def run_of(name: str, params: Params) -> Run:
-    """A run of two micro-batches that has made one iteration."""
+    """A run of two micro-batches that has updated each of its networks."""
     block = replace(params.students[name], batch=8, batch_gpu=4, init_from="teacher")
     block = replace(block, validation=None)
     tracking = replace(params.tracking, dvclive=False)
     params = replace(params, students=MappingProxyType({name: block}), tracking=tracking)
     run = Run(name, block, params, Rank(0, 1, CPU), ImageDataset(DATA, params.data.classes))
     run.resume()
-    run.iterate()
+    for _ in range(2 if name == "mm-2" else 1):
+        run.iterate()
     return run
 
 

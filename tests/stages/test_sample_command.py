@@ -53,7 +53,7 @@ def test_a_student_is_sampled_as_it_was_trained(
     toy: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights, _ = read_safetensors(MODELS / "teacher" / "model.safetensors")
-    for name in ("cd", "cd@best", "dmd2-4", "dmd2-1"):
+    for name in ("cd", "cd@best", "dmd2-4", "dmd2-1", "mm-2"):
         sampling = toy.students[trained(name)].settings.sampled(toy.noise)
         save_model(MODELS / name, weights, {"name": name, "sampling": sampling})
         main(["sample", name, "--seeds", "0"])
@@ -62,6 +62,7 @@ def test_a_student_is_sampled_as_it_was_trained(
     assert f"of cd, ddim, {getattr(cd, 'steps')} NFE" in said  # noqa: B009
     assert f"of cd@best, ddim, {getattr(cd, 'steps')} NFE" in said  # noqa: B009
     assert "of dmd2-4, renoise, 4 NFE" in said and "of dmd2-1, renoise, 1 NFE" in said
+    assert "of mm-2, ancestral, 2 NFE" in said
     main(["sample", "dmd2-4", "--seeds", "0", "--guidance", "1.5", "--steps", "2"])
     assert "of dmd2-4, renoise, 4 NFE" in capsys.readouterr().out, "guidance doubles two steps"
 
