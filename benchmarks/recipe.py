@@ -19,7 +19,7 @@ from fewstep.distributed import Rank, pick_device
 from fewstep.params import load_params
 from fewstep.report.charts import loss_curves
 from fewstep.report.frames import logs_frame
-from fewstep.report.pictures import tile, white_figure
+from fewstep.report.pictures import save_png, tile, white_figure
 from fewstep.training.loop import train
 from fewstep.training.tracking import Tracker
 
@@ -30,7 +30,6 @@ class Collector(Tracker):
     """A tracker that keeps the first images of each validation, by nimg."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.shown: dict[int, NDArray[np.uint8]] = {}
 
     def show(self, images: NDArray[np.uint8], nimg: int) -> None:
@@ -47,8 +46,8 @@ def write_images(shown: dict[int, NDArray[np.uint8]], kimg: Sequence[float], pat
     figure.figimage(picture, left, 0)
     for line, nimg in enumerate(times):
         middle = 1 - (line + 0.5) / len(times)
-        figure.text(0.005, middle, f"{nimg / 1000:.0f} kimg", fontsize=8, va="center")
-    figure.savefig(path, dpi=figure.dpi, metadata={"Software": None})
+        figure.text(0.005, middle, f"{nimg / 1000:.2g} kimg", fontsize=8, va="center")
+    save_png(figure, path)
 
 
 def main() -> None:
