@@ -150,6 +150,11 @@ class Settings(OwnGrid):
     def trains_unconditional(self) -> bool:
         return self.label_dropout > 0
 
+    @property
+    def by_ratio(self) -> str | None:
+        """The divergence that asks the discriminator, if there is one."""
+        return None if self.divergence == "reverse_kl" else self.divergence
+
     def check(self, at: str) -> Iterator[Problem]:
         low, high = self.dm_levels
         if not low < high:
@@ -162,7 +167,7 @@ class Settings(OwnGrid):
             if self.gan_student_weight:
                 message = "need gan_critic_weight > 0 when gan_student_weight > 0, got 0"
                 yield f"{at}.gan_critic_weight", message
-            if (self.divergence or "reverse_kl") != "reverse_kl":
+            if self.by_ratio:
                 message = f"need gan_critic_weight > 0 for divergence {self.divergence}, got 0"
                 yield f"{at}.gan_critic_weight", message
         if self.levels_by_step and self.critic_levels is not None:
@@ -365,7 +370,7 @@ class Dmd2(Method):
         critic = 3 + (3 * pairs * encoder if s.gan_critic_weight else 0.0)
         student = 4 + (2 * encoder if s.gan_student_weight else 0.0)
         student += 2 * (s.matching == "sid")  # back to the input of both scores
-        student += encoder * ((s.divergence or "reverse_kl") != "reverse_kl")
+        student += encoder * bool(s.by_ratio)
         return 1 + simulated + critic + student / s.update_ratio
 
     def loss(
@@ -467,10 +472,10 @@ class Dmd2(Method):
             loss = score_identity(x, D_teacher, D_fake, alpha, s.dm_epsilon)
             return loss, distribution_matching(*fixed)[1]
         factor: Tensor | float = 1.0
-        if (kind := s.divergence or "reverse_kl") != "reverse_kl" and adversarial:
+        if s.by_ratio and adversarial:
             with torch.no_grad():
                 logits = self.critic.logits(x_t, sigma, labels)[:, 0]
-                factor = per_image(divergence_factor(kind, logits, t / s.noise_levels))
+                factor = per_image(divergence_factor(s.by_ratio, logits, t / s.noise_levels))
         return distribution_matching(*fixed, factor)
 
     def levels_of(self, batch: Batch, step: Tensor) -> Tensor:
