@@ -1,21 +1,24 @@
-"""The pictures of docs/methods.md: `python docs/figures.py`, after `make repro`.
+"""The pictures of the README and of docs/methods.md: `python docs/figures.py`, after `make repro`.
 
-The first two are of a world with one pixel, whose images are -0.6 or 0.6, give or take 0.1. There
-the best denoiser is known in closed form. The third asks the default's teacher.
+`segment` and `scores` are of a world with one pixel, whose images are -0.6 or 0.6, give or take
+0.1. There the best denoiser is known in closed form. The others are of the default's networks.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fewstep.networks.weights import load_model
 from fewstep.params import load_params
 from fewstep.report.charts import FAINT, PALETTE
-from fewstep.report.pictures import INK, MUTED, save_png, tile, white_figure
+from fewstep.report.frames import rows_frame
+from fewstep.report.pictures import INK, MUTED, row_images, save_png, tile, white_figure
 from fewstep.theory.noise import Schedule
 from fewstep.theory.sample import SeededNoise, to_uint8
 from fewstep.theory.solve import heun_step
@@ -129,21 +132,73 @@ def one_step(images: int = 20) -> Figure:
     shape = (params.data.channels, params.data.resolution, params.data.resolution)
     z = SeededNoise(range(images), shape)()
     labels = torch.eye(params.data.classes)[torch.arange(images) % params.data.classes]
-    levels = 80.0, 10.0, 2.5, 1.0
-    shown = [to_uint8(teacher(sigma * z, torch.full((images,), sigma), labels)) for sigma in levels]
-    picture = tile(torch.cat(shown).numpy(), images, 2)
-    left, (height, width) = 60, picture.shape[:2]
+    lines = {
+        f"sigma {sigma:g}": to_uint8(
+            teacher(sigma * z, torch.full((images,), sigma), labels)
+        ).numpy()
+        for sigma in (80.0, 10.0, 2.5, 1.0)
+    }
+    return in_lines(lines, 60)
+
+
+def front(images: int = 20) -> Figure:
+    """The same seeds by the teacher in 35, 8 and 1 network calls and by students in 10, 8 and 1."""
+    rows = {
+        "teacher, 35 calls": "teacher-heun-35",
+        "teacher, 8": "teacher-euler-8",
+        "teacher, 1": "teacher-euler-1",
+        "student, 10": "dmd2-10",
+        "student, 8": "mm-8",
+        "student, 1": "dmd2-1",
+    }
+    return in_lines({name: row_images(row, slice(images))[0] for name, row in rows.items()}, 110)
+
+
+def in_lines(lines: Mapping[str, NDArray[np.uint8]], left: int) -> Figure:
+    """A line of images (N, C, H, W) for each name, which stands in so many pixels before it."""
+    shown = np.concatenate(list(lines.values()))
+    picture = tile(shown, len(shown) // len(lines), 2)
+    height, width = picture.shape[:2]
     figure = white_figure(width + left, height)
     figure.figimage(picture, left, 0)
-    for line, sigma in enumerate(levels):
-        middle = 1 - (line + 0.5) / len(levels)
-        figure.text(0.005, middle, f"sigma {sigma:g}", fontsize=8, va="center")
+    for line, name in enumerate(lines):
+        middle = 1 - (line + 0.5) / len(lines)
+        figure.text(0.005, middle, name, fontsize=8, va="center", color=INK)
+    return figure
+
+
+def quality() -> Figure:
+    """Distance by network calls, of the teacher's samplers and of each student."""
+    rows = rows_frame(load_params("params.yaml").rows)
+    rows = rows[rows["guidance_scale"] == 1]
+    figure = white_figure(520, 300)
+    axes = figure.subplots()
+    plain(axes)
+    euler = rows[(rows["student"] == "teacher") & (rows["sampler"] == "euler")].sort_values("nfe")
+    axes.plot(euler["nfe"], euler["value"], color=MUTED, marker="o", markersize=4)
+    axes.text(4.3, float(euler["value"].max()) / 5, "teacher, Euler", color=MUTED, fontsize=9)
+    best = float(rows["value"]["teacher-heun-35"])
+    axes.axhline(best, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    axes.text(1, best * 0.84, "teacher, 35 calls", color=MUTED, fontsize=9, va="top")
+    students = rows[rows["student"] != "teacher"].sort_values("value")
+    for (name, row), color in zip(students.iterrows(), PALETTE, strict=False):
+        axes.scatter(row["nfe"], row["value"], color=color, zorder=3)
+        axes.annotate(
+            str(name), (row["nfe"], row["value"]), xytext=(7, 0), textcoords="offset points",
+            color=color, fontsize=9, va="center",
+        )  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+    axes.set_xlabel("network calls an image", color=MUTED, fontsize=9)
+    axes.set_ylabel(f"{rows['metric'].iloc[0]}, lower is better", color=MUTED, fontsize=9)
+    figure.subplots_adjust(left=0.13, right=0.97, top=0.97, bottom=0.15)
     return figure
 
 
 def main() -> None:
     OUT.mkdir(exist_ok=True)
-    for draw in (segment, scores, one_step):
+    for draw in (segment, scores, one_step, front, quality):
         save_png(draw(), OUT / f"{draw.__name__}.png")
 
 
