@@ -117,7 +117,8 @@ def feature_rates(params: Params, device: torch.device, repeats: int) -> dict[st
     extractor, d = feature_network(params, device), params.data
     shape = (FEATURE_IMAGES, d.channels, d.resolution, d.resolution)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    extract = partial(extract_outputs, extractor.outputs, workers=extractor.workers)
+    how = {"workers": extractor.workers, "chunk": extractor.chunk}
+    extract = partial(extract_outputs, extractor.outputs, **how)
     extract([images])
     rows = np.random.default_rng(1).standard_normal((2, extractor.dim + 100, extractor.dim))
     stats = [gaussian_stats(each) for each in rows]
