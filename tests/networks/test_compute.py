@@ -1,9 +1,13 @@
 """How networks are computed changes no result: every choice against the plain one."""
 
+import re
 import shutil
+import sysconfig
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,14 +19,21 @@ from fewstep.data.batch import Batch
 from fewstep.methods.consistency import Consistency, Settings
 from fewstep.metrics.features import exact_products
 from fewstep.networks.adm import ADM
-from fewstep.networks.compute import ATTENTION, KINDS_OF_BLOCKS, Graphed, accelerate, tune
+from fewstep.networks.compute import (
+    ATTENTION,
+    KINDS_OF_BLOCKS,
+    Graphed,
+    _prepare_compiler,
+    accelerate,
+    tune,
+)
 from fewstep.networks.ddpmpp import DDPMpp
 from fewstep.networks.denoiser import Denoiser
 from fewstep.networks.layers import UNetBlock
 from fewstep.networks.protocol import Architecture
 from fewstep.networks.registry import build_denoiser
 from fewstep.params import Performance, load_params
-from places import CONFIG
+from places import CONFIG, ROOT
 
 TINY = load_params(CONFIG / "tiny.yaml")
 CPU = torch.device("cpu")
@@ -299,11 +310,42 @@ def test_a_cpu_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     network(compile="none")
 
 
+def test_what_only_has_shapes_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan is made on machines without a compiler, and in seconds."""
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    network = build_denoiser(TINY).to("meta")
+    accelerate(network, Performance(compile="blocks", cuda_graphs=True), frozen=True)
+    assert all(block._compiled_call_impl is None for block in network.model.blocks())
+
+
+def test_a_gpu_without_what_triton_builds_with_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(ValueError, match="need a C compiler for compile: blocks on a GPU"):
+        _prepare_compiler("blocks", on_cpu=False)
+    monkeypatch.setenv("CC", "icx")
+    with pytest.raises(ValueError, match=r"need Python's headers, .*Python\.h, for compile"):
+        _prepare_compiler("blocks", on_cpu=False)
+    (tmp_path / "Python.h").touch()
+    _prepare_compiler("blocks", on_cpu=False)
+
+
+def test_the_image_for_gpus_has_a_compiler() -> None:
+    assert re.search(r"apt-get install [^&]*\bg\+\+", (ROOT / "Dockerfile").read_text())
+
+
 def test_as_many_kinds_of_blocks_may_be_compiled_as_the_largest_network_has() -> None:
     with torch.device("meta"):
         unet = ADM(Architecture(64, 3, 1000, 192, (1, 2, 3, 4), 3, (32, 16, 8)))
     blocks = sum(isinstance(part, UNetBlock) for part in unet.modules())
-    assert blocks * 2 * 3 <= KINDS_OF_BLOCKS, "with gradients and without, for three networks"
+    assert blocks * 2 * 4 <= KINDS_OF_BLOCKS, "with gradients and without, for four networks"
+    _prepare_compiler("blocks", on_cpu=True)
+    config: Any = torch._dynamo.config  # pyright: ignore
+    assert config.recompile_limit == config.accumulated_recompile_limit == KINDS_OF_BLOCKS
+    assert not config.optimize_ddp, "which refuses blocks that are computed again"
 
 
 # --- CUDA graphs -------------------------------------------------------------------------------
@@ -358,6 +400,28 @@ def test_a_graph_is_captured_for_each_mode_and_shape(monkeypatch: pytest.MonkeyP
             forward(place)
     assert modes == [True, False]
     assert len(forward.graphs) == 2
+
+
+def test_a_capture_survives_threads_that_allocate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that reads ahead pins its batches, which would end a capture of mode `global`."""
+    seen: list[str] = []
+
+    def graph(captured: object, capture_error_mode: str = "global") -> AbstractContextManager[None]:
+        seen.append(capture_error_mode)
+        return nullcontext()
+
+    nothing = SimpleNamespace(wait_stream=lambda other: None)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: nothing)
+    monkeypatch.setattr(torch.cuda, "stream", lambda aside: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: OnGpu())
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: nullcontext())
+    monkeypatch.setattr(OnGpu, "device", "cuda", raising=False)
+    place: Any = OnGpu()
+    with torch.no_grad():
+        Graphed(lambda x: x, nn.Identity())(place)
+    assert seen == ["thread_local"]
 
 
 @on_gpu

@@ -23,7 +23,7 @@ from fewstep.params import Performance
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 ATTENTION = {"fused": fused_attention, "plain": plain_attention}
 WARM_UP = 3  # calls before a CUDA graph is captured; the first ones create handles and workspaces
-KINDS_OF_BLOCKS = 256  # limit of torch.compile for a process; ADM-64 has 30 kinds in several modes
+KINDS_OF_BLOCKS = 512  # limit of torch.compile for a process; ADM-64 has 30 kinds in several modes
 
 Captured = tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Tensor]
 """A graph, the tensors that it reads, and the one that it writes."""
@@ -67,7 +67,10 @@ def accelerate(denoiser: Denoiser, performance: Performance, frozen: bool = Fals
         ValueError: there is no compiler, or none of Python's headers, for what is to be compiled.
     """
     network, kind = denoiser.model, performance.compile
-    on_cpu = next(network.parameters()).device.type == "cpu"
+    device = next(network.parameters()).device.type
+    if device == "meta":  # of a plan, which counts and computes nothing
+        return denoiser
+    on_cpu = device == "cpu"
     if on_cpu and performance.norm == "fused" and performance.layout == "channels_last":
         _say_if_without_numba()
     if kind != "none":
@@ -103,7 +106,9 @@ def _prepare_compiler(kind: str, on_cpu: bool) -> None:
             f"need {missing} for compile: {kind} on a {'CPU' if on_cpu else 'GPU'}, found none "
             "(params.yaml: performance.compile; try none)"
         )
+    # past either limit torch.compile goes on without compiling, and says so only in a log
     torch._dynamo.config.recompile_limit = KINDS_OF_BLOCKS  # pyright: ignore
+    torch._dynamo.config.accumulated_recompile_limit = KINDS_OF_BLOCKS  # pyright: ignore
     # draw dropout masks from PyTorch's generator, so that compiling changes none of them
     torch._inductor.config.fallback_random = True  # pyright: ignore
     if kind == "blocks":

@@ -13,6 +13,7 @@ from fewstep.params.fields import (
     Amount,
     Count,
     Frozen,
+    Kimg,
     Model,
     Natural,
     Pixels,
@@ -189,6 +190,9 @@ class Tracking:
     """Weights & Biases. When it fails, training goes on"""
     log_rows: Count | None = None
     """rows of a training's log, at equal distances; absent = 200"""
+    first_row_kimg: Kimg | None = None
+    """time of one more row, near the start; absent = none. In a long training the first of equally
+    distant rows is minutes away"""
 
 
 @block()
