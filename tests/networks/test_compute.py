@@ -39,7 +39,7 @@ TINY = load_params(CONFIG / "tiny.yaml")
 CPU = torch.device("cpu")
 PLAIN = Performance("contiguous", "plain", "plain", "loop")
 slow = pytest.mark.slow
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+on_gpu = pytest.mark.cuda
 
 SWITCHES = {
     "layout: channels_last": {"layout": "channels_last"},
@@ -105,10 +105,13 @@ def inputs(n: int = 4) -> tuple[Tensor, Tensor, Tensor]:
 def outcome(denoiser: Denoiser) -> dict[str, Tensor]:
     """The answer to `inputs` and, where it learns, each gradient; dropout always draws the same.
 
+    Computed where the denoiser is.
+
     The bias of attention's keys is left out: softmax does not see it, its gradient is rounding.
     """
     torch.manual_seed(2)
-    answer = denoiser(*inputs())
+    device = next(denoiser.parameters()).device
+    answer = denoiser(*(t.to(device) for t in inputs()))
     found = {"answer": answer.detach()}
     if answer.requires_grad:
         answer.square().mean().backward()
@@ -129,6 +132,40 @@ def test_answer_and_gradients_are_the_plain_ones(switches: dict[str, Any], adm: 
     found = errors(outcome(network(adm, **switches)), outcome(network(adm)))
     assert len(found) > 60
     assert max(found.values()) <= 1e-5, found
+
+
+def on_cuda(switches: dict[str, Any], precision: str = "fp32", frozen: bool = False) -> Denoiser:
+    """The network on a GPU, compiled there if asked."""
+    how = replace(PLAIN, **switches)
+    denoiser = tune(network(precision=precision), how).cuda()
+    if frozen:
+        denoiser = denoiser.eval().requires_grad_(False)
+    return accelerate(denoiser, how, frozen)
+
+
+@on_gpu
+@pytest.mark.parametrize("switches", [*SWITCHES.values(), *COMPILED.values()], ids=str)
+def test_on_a_gpu_every_choice_gives_the_answer_and_gradients_of_a_cpu(
+    switches: dict[str, Any],
+) -> None:
+    with exact_products(torch.device("cuda")):
+        ours = {k: v.cpu() for k, v in outcome(on_cuda(switches)).items()}
+        frozen = outcome(on_cuda(switches, frozen=True))["answer"].cpu()
+    theirs = outcome(network())
+    found = errors(ours, theirs)
+    assert max(found.values()) <= 1e-4, found
+    assert errors({"answer": frozen}, {"answer": theirs["answer"]})["answer"] <= 1e-4
+
+
+@on_gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("kind", ["none", "blocks"])
+def test_on_a_gpu_half_precision_is_near_fp32(precision: str, kind: str) -> None:
+    exact = outcome(network())
+    switches = {**SWITCHES["all but compile"], "compile": kind}
+    ours = {k: v.cpu() for k, v in outcome(on_cuda(switches, precision)).items()}
+    found = errors(ours, exact)
+    assert found["answer"] <= 2e-2, found
 
 
 @pytest.mark.parametrize(("switches", "adm"), ALL)
