@@ -1,6 +1,7 @@
 """What only a GPU can show of a whole training, and of processes that share it.
 
-How networks are computed there: networks/test_compute.py; that nothing waits: training/test_quiet.py.
+How networks are computed there is in networks/test_compute.py, that nothing waits for it in
+training/test_quiet.py.
 """
 
 import shutil
