@@ -4,8 +4,9 @@ Parts, the most wanted first; each is a process of its own with a limit of its o
 fails or hangs does not take the others with it:
 
 matrix      what is installed here, and the rates of a matrix product that all else is a share of
-steps       a training step of each method, `plain` (as an eager loop computes it) and `fast`
-generation  a batch of each kind of row, `plain` and `fast`
+steps       a training step of each method, `plain` (as an eager loop computes it) and `fast`,
+            which is the preset's `performance` but for `compile`
+generation  a batch of each kind of row, in the same two ways
 features    features of 10,000 random images, their statistics, and a Fréchet distance
 tests       pytest -m cuda: equality, exact resumption, quiet steps, graphs, NCCL, gloo
 compiled    steps and generation with `fast+compile-blocks`; compiling takes most of it
@@ -13,9 +14,12 @@ slow-tests  those of the CUDA tests that compile, too
 
 Each measurement is a JSON file in --out as soon as it is made; table.md there, printed at the end,
 is made of all of them, also of those of an earlier call. `--parts compiled` measures that alone.
+utilisation.csv has lines for src/fewstep/planning/utilisation.csv, from which `fewstep plan` tells
+how long trainings take.
 """
 
 import argparse
+import csv
 import gc
 import os
 import shutil
@@ -42,11 +46,13 @@ from fewstep.networks.compute import _missing_for_compiling
 from fewstep.params import Params, load_params
 from fewstep.paths import DATA, MODELS
 from fewstep.planning.flops import matmul_rate
+from fewstep.planning.plan import GPUS
+from fewstep.planning.utilisation import kind_of
 from fewstep.report.provenance import commit
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESET = ROOT / "config" / "imagenet64.yaml"
-EAGER, COMPILED = ("plain", "fast"), ("fast+compile-blocks",)
+EAGER, COMPILED = ("plain", "fast+no-compile"), ("fast+compile-blocks",)
 LIMITS = {  # seconds of each part
     "matrix": 30,
     "steps": 110,
@@ -68,9 +74,11 @@ def main() -> None:
     end, notes = time.monotonic() + o.budget, dict[str, str]()
     for part in o.parts:
         left = end - time.monotonic()
-        notes[part] = in_process(part, min(LIMITS[part], left)) if left > 5 else "no time left"
+        limit = min(LIMITS[part] * o.slower, left)
+        notes[part] = in_process(part, limit) if left > 5 else "no time left"
         print(f"gpu_check: {part}: {notes[part]}", file=sys.stderr, flush=True)
     write_json(o.out / "parts.json", notes)
+    write_shares(o.out)
     text = "\n".join(lines(o.out, notes)) + "\n"
     (o.out / "table.md").write_text(text)
     shutil.rmtree(o.out / "work", ignore_errors=True)  # random data and weights
@@ -182,7 +190,11 @@ class Bench:
             for variant, how in chosen(list(variants), self.params).items():
                 about = self.about(variant, how)
                 work = partial(training, name, {variant: how}, self.device, self.o.pairs, about)
-                self.measure(f"step-{name}-{variant}", lambda w=work, a=about: {**a, **w()})
+                kept = {"settings": about, "method": self.params.students[name].method}
+                self.measure(
+                    f"step-{name}-{variant}",
+                    lambda w=work, k=kept, n=name: {**k, "measured": {n: w()}},
+                )
 
     def generation(self, variants: tuple[str, ...]) -> None:
         short = {f"{r.sampler} {r.steps}": (n, r) for n, r in self.params.rows.items()}
@@ -191,7 +203,10 @@ class Bench:
         for variant, how in chosen(list(variants), params).items():
             about = self.about(variant, how)
             work = partial(generation, params, {variant: how}, self.device, self.o.pairs, about)
-            self.measure(f"generation-{variant}", lambda w=work, a=about: {**a, "generation": w()})
+            self.measure(
+                f"generation-{variant}",
+                lambda w=work, a=about: {"settings": a, "method": "generation", "measured": w()},
+            )
 
     def features(self) -> None:
         work = partial(feature_rates, self.params, self.device, 1, self.o.images)
@@ -202,7 +217,7 @@ def run_tests(o: argparse.Namespace) -> None:
     """The CUDA tests, or those of them that take minutes; pytest's last lines as JSON."""
     which = "cuda and slow" if o.only == "slow-tests" else "cuda and not slow"
     command = [sys.executable, "-m", "pytest", "-m", which, "-p", "no:cacheprovider"]
-    command += ["-q", "--tb=short", "-W", "ignore", "--show-capture=no", "-rfE", *o.tests]
+    command += ["--tb=short", "-W", "ignore", "--show-capture=no", "-rfE", *o.tests]
     environ = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     with (o.out / f"{o.only}.txt").open("w") as file:
         code = subprocess.run(command, cwd=ROOT, env=environ, stdout=file, stderr=file).returncode
@@ -223,12 +238,13 @@ def lines(out: Path, notes: dict[str, str]) -> Iterator[str]:
         yield f"{machine['date']}. Matrix product, TFLOP/s: {each}."
         if machine["missing for compiling"]:
             yield f"Nothing can be compiled: {machine['missing for compiling']} is missing."
-    head = ["", "variant", "images/s", "utilisation", "× plain", "memory GiB"]
+    head = ["method", "of", "variant", "images/s", "utilisation", "× plain", "memory GiB"]
     yield from ["", *table(head, _rows(found)), ""]
     if "extraction" in (features := found.get("features", {})):
         rate = features["extraction"]["images_per_second"]
-        yield f"Features of {features['images']:,} images, {features['network']}: {rate:,.0f}/s; "
-        yield f"Fréchet distance {features['distance_seconds'][0]:.3g} s."
+        seconds = features["distance_seconds"][0]
+        yield f"Features of {features['images']:,} images, {features['network']}: {rate:,.0f}/s. "
+        yield f"A Fréchet distance in {features['dim']} dimensions: {seconds:.3g} s."
     for name in ("tests", "slow-tests"):
         if name in found:
             yield f"{name}: {' '.join(found[name]['summary'])}"
@@ -237,22 +253,51 @@ def lines(out: Path, notes: dict[str, str]) -> Iterator[str]:
     yield from (f"Part {part}: {note}." for part, note in notes.items())
 
 
+def write_shares(out: Path) -> None:
+    """What was measured as lines for the table of `fewstep plan`, if it knows this GPU."""
+    found = {file.stem: read_json(file) for file in sorted(out.glob("*.json"))}
+    machine = found.get("matrix", {})
+    gpu = kind_of(machine.get("device", ""), GPUS)
+    if gpu is None:
+        return
+    source = f"benchmarks/gpu_check.py, {machine['commit'][:12]}, {machine['date']}"
+    with (out / "utilisation.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(shares(found, gpu, source))
+
+
+def shares(found: dict[str, Any], gpu: str, source: str) -> list[list[str]]:
+    """Lines of the table; of `plain`, which no preset has, none.
+
+    Of several students of a method, and of rows, the slowest counts.
+    """
+    least: dict[tuple[str, str], float] = {}
+    for each, _, variant, cell in _cells(found):
+        own = each["settings"]["variants"][variant]
+        if variant != "plain":
+            share = cell["flops_per_second"] / GPUS[gpu].flops[own["precision"]]
+            key = each["method"], own["compile"]
+            least[key] = min(share, least.get(key, 1.0))
+    return [[gpu, *key, f"{share:.3f}", "measured", source] for key, share in least.items()]
+
+
+def _cells(found: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str, dict[str, Any]]]:
+    """Of each measurement its file, what was measured, the variant, and the numbers."""
+    for each in found.values():
+        for what, row in each.get("measured", {}).items():
+            for variant, cell in row["variants"].items():
+                rate = cell["images_per_second"] * row["flops_per_image"]
+                yield each, what, variant, {**cell, "flops_per_second": rate}
+
+
 def _rows(found: dict[str, Any]) -> Iterator[list[str]]:
-    """A line for each measured variant of a step, then of a sampler."""
-    cells: dict[tuple[str, str], dict[str, Any]] = {}
-    for name, each in found.items():
-        for variant in each.get("variants", {}):
-            if name.startswith("step-") and "flops_per_image" in each:
-                what = name.removeprefix("step-").removesuffix(f"-{variant}")
-                cells[what, variant] = each["variants"][variant]
-            for kind, row in each.get("generation", {}).items():
-                cells[f"generation, {kind}", variant] = row["variants"][variant]
-    for (what, variant), cell in sorted(cells.items()):
-        base = cells.get((what, "plain"), {}).get("images_per_second")
+    """A line for each measured variant of a step or sampler."""
+    cells = {(each["method"], what, variant): cell for each, what, variant, cell in _cells(found)}
+    for (method, what, variant), cell in sorted(cells.items()):
+        base = cells.get((method, what, "plain"), {}).get("images_per_second")
         ratio = f"{cell['images_per_second'] / base:.2f}" if base else ""
         memory = f"{cell['memory_gib']:.1f}" if "memory_gib" in cell else ""
         rate = f"{cell['images_per_second']:.4g}"
-        yield [what, variant, rate, f"{cell['utilisation']:.1%}", ratio, memory]
+        yield [method, what, variant, rate, f"{cell['utilisation']:.1%}", ratio, memory]
 
 
 def arguments() -> argparse.Namespace:
@@ -269,6 +314,7 @@ def arguments() -> argparse.Namespace:
     add("--most-steps", type=int, default=10, help="rows of more steps are left out; default 10")
     add("--tests", nargs="+", default=["tests"], help="files of tests; default all")
     add("--budget", type=float, default=BUDGET, help=f"seconds of all parts; default {BUDGET}")
+    add("--slower", type=float, default=1, help="factor of the parts' limits, for a CPU")
     add("--only", choices=LIMITS, help=argparse.SUPPRESS)  # of the processes that it starts
     parsed = parser.parse_args()
     parsed.preset = parsed.preset.resolve()

@@ -29,7 +29,7 @@ from fewstep.networks.compute import (
 )
 from fewstep.networks.ddpmpp import DDPMpp
 from fewstep.networks.denoiser import Denoiser
-from fewstep.networks.layers import UNetBlock
+from fewstep.networks.layers import UNetBlock, laid_out_as
 from fewstep.networks.protocol import Architecture
 from fewstep.networks.registry import build_denoiser
 from fewstep.params import Performance, load_params
@@ -214,14 +214,23 @@ def test_gpus_round_to_tf32_where_the_precision_says_so_and_never_for_a_score(
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def test_activations_lie_as_the_layout_says() -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
+def test_activations_lie_as_the_layout_says(device: str) -> None:
     for layout, expected in {"contiguous": False, "channels_last": True}.items():
-        denoiser, seen = network(layout=layout), list[Tensor]()
+        denoiser, seen = network(layout=layout).to(device), list[Tensor]()
         for block in (m for m in denoiser.modules() if isinstance(m, UNetBlock)):
             block.register_forward_hook(lambda module, args, answer, seen=seen: seen.append(answer))
-        denoiser(*inputs())
+        denoiser(*(t.to(device) for t in inputs()))
         lie = [t.is_contiguous(memory_format=torch.channels_last) for t in seen]
         assert lie == [expected] * 10
+
+
+def test_what_a_norm_reordered_is_put_in_order_again() -> None:
+    """As after PyTorch's GroupNorm on GPUs, which returns contiguous tensors."""
+    x = torch.randn(2, 8, 4, 4)
+    for format in (torch.channels_last, torch.contiguous_format):
+        ordered = laid_out_as(x.contiguous(memory_format=format), x + 1)
+        assert ordered.is_contiguous(memory_format=format) and torch.equal(ordered, x + 1)
 
 
 # --- recompute ---------------------------------------------------------------------------------
