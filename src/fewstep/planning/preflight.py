@@ -223,7 +223,7 @@ def check_all_reduce(rank: Rank) -> str:
     """
     if rank.world == 1:
         return "alone"
-    group = dist.new_group(timeout=PATIENCE)
+    group: Any = dist.new_group(timeout=PATIENCE)
     _summed(rank, group)  # the first one sets up NCCL's connections, which takes seconds
     got, seconds = _summed(rank, group)
     dist.destroy_process_group(group)

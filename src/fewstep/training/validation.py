@@ -150,7 +150,7 @@ class Validator:
         extractor, rank = self.extractor, self.rank
         mine = rank_images(count, rank.index, rank.world, extractor.chunk)
         images = [read(slice(mine.start, mine.stop))] if mine else []
-        how = {"workers": extractor.workers, "chunk": extractor.chunk}
-        found = extract_outputs(extractor.outputs, images, **how)
+        workers, chunk = extractor.workers, extractor.chunk
+        found = extract_outputs(extractor.outputs, images, workers=workers, chunk=chunk)
         parts = gather(found.get("features"), self.rank)
         return np.concatenate([part for part in parts if part is not None])
