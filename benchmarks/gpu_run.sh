@@ -42,10 +42,11 @@ cd "$work" || exit 1
 stage() { # seconds, stage, arguments: runs it, notes when, how long, and how it ended
     local limit=$(($1 * ${SLOWER:-1})) began=$SECONDS status=0 note=""
     shift
-    local log=$out/logs/${*//[ \/]/-}.txt
+    local what="$*"
+    local log=$out/logs/${what//[ \/]/-}.txt
     timeout --kill-after=20 "$limit" python3 -m fewstep "$@" >"$log" 2>&1 || status=$?
     [[ $status = 0 ]] || note=", failed ($status): $(tail -n 1 "$log")"
-    printf '%4d s: %s took %d s%s\n' "$began" "$*" $((SECONDS - began)) "$note" | tee -a "$out/stages.txt"
+    printf '%4d s: %s took %d s%s\n' "$began" "$what" $((SECONDS - began)) "$note" | tee -a "$out/stages.txt"
     return "$status"
 }
 
