@@ -1,6 +1,7 @@
 """benchmarks/gpu_check.py, rehearsed on a CPU at tiny size, and benchmarks/gpu_run.sh."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from experiment import tiny_params
 from fewstep.files import read_json
@@ -94,6 +96,83 @@ def test_all_parts_run_at_tiny_size_where_there_is_no_gpu(tmp_path: Path) -> Non
     assert "Features of 60 images, efficientnet-lite0" in run.stdout
     assert "skipped" in found["tests"]["summary"][0] and not found["tests"]["failed"]
     assert not (tmp_path / "found" / "work").exists()
+
+
+STAND_IN = """
+import sys
+from pathlib import Path
+stage, *names = sys.argv[1:]
+def write(file, text=""):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+if stage in ("download-teacher", "train"):
+    name = "teacher" if stage == "download-teacher" else names[0]
+    if name == "poor":
+        sys.exit("fewstep train: out of memory")
+    write(Path(f"artifacts/models/{name}/log.jsonl"))
+if stage == "generate" and not Path(f"artifacts/models/{names[0]}/log.jsonl").exists():
+    sys.exit("fewstep generate: no model")
+if stage == "fid":
+    write(Path(f"artifacts/scores/{names[0]}.json"))
+if stage == "results-table":
+    write(Path("results/table.md"), Path(names[1]).read_text())
+"""
+STAND_IN_PARAMS = """
+import yaml
+from types import SimpleNamespace
+def load_params(path):
+    raw = yaml.safe_load(open(path))
+    students = {name: SimpleNamespace(**block) for name, block in raw["students"].items()}
+    return SimpleNamespace(students=students, rows=raw["rows"])
+"""
+EXPERIMENT = """
+data:
+  source: elsewhere # a comment
+students:
+  good: { init_from: teacher }
+  poor: { init_from: teacher }
+  later: { init_from: good }
+rows:
+  teacher: {}
+  good: {}
+  poor: {}
+  later: {}
+"""
+
+
+def test_what_fails_in_a_run_stops_only_what_needs_it(tmp_path: Path) -> None:
+    """With a stand-in for the package, whose models are empty files."""
+    package = tmp_path / "repository" / "src" / "fewstep"
+    package.mkdir(parents=True)
+    (package / "__main__.py").write_text(STAND_IN)
+    (package / "__init__.py").touch()
+    (package / "params.py").write_text(STAND_IN_PARAMS)
+    script = tmp_path / "repository" / "benchmarks" / "gpu_run.sh"
+    script.parent.mkdir()
+    shutil.copy(BENCHMARKS / "gpu_run.sh", script)
+    (tmp_path / "p.yaml").write_text(EXPERIMENT)
+    (tmp_path / "images").mkdir()
+    environ = {**os.environ, "FEWSTEP_COMMIT": "c0ffee", "SLOWER": "9"}
+    environ["PATH"] = f"{Path(sys.executable).parent}:{environ['PATH']}"
+    run = subprocess.run(
+        [str(script), "out", "images", "p.yaml"],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1, "something failed"
+    stages = (tmp_path / "out" / "stages.txt").read_text()
+    failed = [line for line in stages.splitlines() if "failed" in line]
+    assert len(failed) == 2, stages
+    assert "train poor took" in failed[0] and failed[0].endswith("out of memory")
+    assert "generate poor" in failed[1]
+    assert stages.index("train good") < stages.index("train later") < stages.index("generate")
+    scored = yaml.safe_load((tmp_path / "out" / "results" / "table.md").read_text())
+    assert list(scored["rows"]) == ["teacher", "good", "later"]
+    assert list(scored["students"]) == ["good", "later"]
+    assert scored["data"]["source"] == str(tmp_path / "images")
+    assert (tmp_path / "out" / "logs" / "train-poor.txt").exists()
 
 
 @pytest.mark.slow  # five minutes: each stage is a process
