@@ -13,8 +13,9 @@
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE}
 
+# g++ for performance.compile: Triton builds the launchers of its kernels with a C compiler
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends ca-certificates curl \
+    && apt-get install --yes --no-install-recommends ca-certificates curl g++ \
     && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 1000 fewstep && mkdir /fewstep && chown fewstep /fewstep
 USER fewstep

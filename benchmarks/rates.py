@@ -112,19 +112,23 @@ def feature_network(params: Params, device: torch.device) -> FeatureExtractor:
     return FeatureExtractor("inception-2015, random", "random", 2048, "", network, device)
 
 
-def feature_rates(params: Params, device: torch.device, repeats: int) -> dict[str, Any]:
-    """Features of the preset's network, and the distance between two sets of random ones."""
+def feature_rates(
+    params: Params, device: torch.device, repeats: int, count: int = FEATURE_IMAGES
+) -> dict[str, Any]:
+    """Features of random images, and the distance between two sets of random features."""
     extractor, d = feature_network(params, device), params.data
-    shape = (FEATURE_IMAGES, d.channels, d.resolution, d.resolution)
+    shape = (count, d.channels, d.resolution, d.resolution)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    extract = partial(extract_outputs, extractor.outputs, workers=extractor.workers)
+    how = {"workers": extractor.workers, "chunk": extractor.chunk}
+    extract = partial(extract_outputs, extractor.outputs, **how)
     extract([images])
     rows = np.random.default_rng(1).standard_normal((2, extractor.dim + 100, extractor.dim))
     stats = [gaussian_stats(each) for each in rows]
     return {
         "network": extractor.name,
         "dim": extractor.dim,
-        "extraction": _rate(lambda: extract([images]), FEATURE_IMAGES, device, repeats),
+        "images": count,
+        "extraction": _rate(lambda: extract([images]), count, device, repeats),
         "statistics": _rate(lambda: gaussian_stats(rows[0]), len(rows[0]), CPU, repeats),
         "distance_seconds": _median(lambda: frechet_distance(*stats), CPU, repeats),
     }

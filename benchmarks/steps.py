@@ -88,9 +88,10 @@ class Stepped:
     def __init__(self, name: str, params: Params, device: torch.device) -> None:
         block = student_block(name, params)
         dataset = ImageDataset(DATA, params.data.classes)
-        self.before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+        before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         self.run = Run(name, block, params, Rank(0, 1, device), dataset, Tracker())
         self.run.resume()
+        self.own = torch.cuda.memory_allocated(device) - before if device.type == "cuda" else 0
         self.device, self.samples = device, list[Parts]()
         phases = self.run.method.phases  # long after any warm-up
         updates = (i for i in count() if "student" in phases(i, math.inf))
@@ -107,6 +108,8 @@ class Stepped:
     def warm_up(self) -> None:
         """Compile, and keep the losses of the first cycle, and the most memory of the last."""
         note, first = self.run.nonfinite.note, dict[str, torch.Tensor]()
+        # a GPU holds all variants at once; of other ones' networks this one's peak knows nothing
+        others = torch.cuda.memory_allocated(self.device) - self.own if self.own else 0
 
         def noted(phase: str, nimg: int, norm: torch.Tensor, loss: torch.Tensor) -> None:
             first.setdefault(phase, loss)
@@ -118,7 +121,7 @@ class Stepped:
                     torch.cuda.reset_peak_memory_stats(self.device)
                 self.cycle()
         self.losses = {phase: float(loss) for phase, loss in first.items()}
-        self.memory = peak_memory(self.device) - self.before
+        self.memory = peak_memory(self.device) - others
 
     def split(self) -> None:
         """A cycle with clocks around its parts."""

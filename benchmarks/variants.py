@@ -32,13 +32,14 @@ def known(params: Params) -> dict[str, Params]:
     """`plain`; `fast`, the params' own; plain with one switch; fast with one more, as fast+NAME.
 
     `recompute` computes all activations of the largest resolution again; fp32, bf16 and fp16 are
-    switches too.
+    switches too, and `fast+no-compile` is fast without what takes minutes to prepare.
     """
     switches = {**SWITCHES, "recompute": {"recompute": (params.data.resolution,)}}
     own = vars(params.performance)
     keys = {"plain": PLAIN, "fast": own}
     keys |= {name: {**PLAIN, **switch} for name, switch in switches.items()}
     keys |= {f"fast+{name}": {**own, **switch} for name, switch in switches.items()}
+    keys["fast+no-compile"] = {**own, "compile": "none"}
     found = {name: replace(params, performance=Performance(**k)) for name, k in keys.items()}
     found |= {name: replace(found["plain"], precision=name) for name in PRECISIONS}
     return found | {f"fast+{name}": replace(params, precision=name) for name in PRECISIONS}

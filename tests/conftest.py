@@ -1,5 +1,6 @@
-"""Two denoisers for tests: the exact one of Gaussian data, and a small network."""
+"""What tests share: denoisers, the exact one of Gaussian data and a small network; the GPU."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +14,12 @@ __all__ = ["canary", "edm_modules"]  # fixtures
 
 CLASSES = 3
 EDM = Schedule(sigma_min=0.002, sigma_max=80.0, rho=7.0)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none."""
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
 
 
 class Gaussian(Denoiser):

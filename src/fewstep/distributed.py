@@ -1,7 +1,7 @@
 """Processes and devices: joining the process group, and the few collectives of training."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,21 +12,28 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fewstep.gpus import count_gpus, driver_version
+from fewstep.network_card import name_network_card
 
 BUCKET_MB = 100  # of gradients per all-reduce: fewer, larger messages than the default 25 MB
 
 
 @dataclass(frozen=True)
 class Rank:
-    """This process: its number, the number of processes, and its device."""
+    """This process: its number, the number of processes, its device, its number on its node."""
 
     index: int
     world: int
     device: torch.device
+    local: int = 0
 
     @property
     def first(self) -> bool:
         return self.index == 0
+
+    @property
+    def node(self) -> int:
+        """Number of the first process on the same node; torchrun numbers node by node."""
+        return self.index - self.local
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
@@ -67,13 +74,15 @@ def joined(device: str) -> Generator[Rank]:
     """
     environ = os.environ if "LOCAL_RANK" in os.environ else {}  # without it, RANK may count nodes
     index, world = int(environ.get("RANK", 0)), int(environ.get("WORLD_SIZE", 1))
-    place = pick_device(device, int(environ.get("LOCAL_RANK", 0)))
+    local = int(environ.get("LOCAL_RANK", 0))
+    place = pick_device(device, local)
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if world > 1:
+        name_network_card()
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
-        yield Rank(index, world, place)
+        yield Rank(index, world, place, local)
     except SystemExit:  # all ranks have agreed to stop
         _leave(world)
         raise
@@ -90,6 +99,25 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and not values.is_cuda:
         values = values.pin_memory()  # a copy from pageable memory would block
     return values.to(device, non_blocking=True)
+
+
+def to_host(values: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy values from the device; what is returned waits for them, and only for them.
+
+    `values.cpu()` would also wait for all that was launched since they were computed.
+    """
+    if not values.is_cuda:
+        return lambda: values
+    there = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    there.copy_(values, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def wait() -> Tensor:
+        copied.synchronize()
+        return there.clone()  # page-locked memory is scarce, and goes to the next copy
+
+    return wait
 
 
 def over_ranks(module: nn.Module, rank: Rank) -> nn.Module:
@@ -147,3 +175,16 @@ class AnyRank:
 def barrier(rank: Rank) -> None:
     if rank.world > 1:
         dist.barrier()
+
+
+@contextmanager
+def one_of_node_first(rank: Rank) -> Generator[None]:
+    """Work that one process of each node does before the others, which find what it compiled.
+
+    All ranks must come here, and the work must hold no collective.
+    """
+    if rank.local:
+        barrier(rank)
+    yield
+    if not rank.local:
+        barrier(rank)

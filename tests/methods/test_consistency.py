@@ -34,12 +34,7 @@ SETTINGS = Settings(
     distance="pseudo_huber",
     weight="sqrt_karras",
 )
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-    ),
-]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 # Spec, 4.3: Gaussian data, teacher = student = D(x; sigma), T = 64, x_t = sigma_t + 0.3.
 # k: segment, sigma_t, sigma_s, sigma_b, x_s, x_ref, target

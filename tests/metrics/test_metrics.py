@@ -1,6 +1,8 @@
 """Features and the Fréchet distance: closed forms, recorded numbers, invariance, refusals."""
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,10 @@ from torch.multiprocessing.spawn import spawn
 from extraction import features_of
 from fewstep.distributed import Rank
 from fewstep.metrics import efficientnet, frechet
+from fewstep.metrics import features as extraction_code
 from fewstep.metrics.features import (
     CHUNK,
+    GPU_CHUNK,
     FeatureExtractor,
     extract_outputs,
     gather_features,
@@ -217,6 +221,35 @@ def test_ranks_share_whole_chunks_evenly_and_leave_out_nothing(count: int, world
 def test_rank_outside_the_world_is_refused() -> None:
     with pytest.raises(ValueError, match="need 0 <= rank < world, got rank 2 of 2"):
         rank_images(10, 2, 2)
+
+
+def test_a_gpu_gets_more_images_a_call_and_the_next_ones_before_the_last_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order: list[str] = []
+
+    def copied(rows: torch.Tensor) -> Callable[[], torch.Tensor]:
+        order.append(f"launched {len(rows)}")
+
+        def wait() -> torch.Tensor:
+            order.append("read")
+            return rows
+
+        return wait
+
+    monkeypatch.setattr(extraction_code, "to_host", copied)
+    network = FeatureExtractor("x", "x", 1, "", lambda x: {}, torch.device("cuda"))
+    assert network.chunk == GPU_CHUNK > CHUNK
+    assert replace(network, device=torch.device("cpu")).chunk == CHUNK
+    images = pattern(2 * GPU_CHUNK + 3)
+    found = extract_outputs(
+        lambda x: {"mean": channel_means(x)}, [images], chunk=network.chunk, workers=0
+    )
+    assert (found["mean"] == channel_means(torch.from_numpy(images)).numpy()).all()
+    each = f"launched {GPU_CHUNK}"
+    assert order == [each, each, "read", each, "read", "read"]
+    own = [rank_images(len(images), rank, 2, GPU_CHUNK) for rank in range(2)]
+    assert [len(part) for part in own] == [2 * GPU_CHUNK, 3]
 
 
 def test_outputs_of_a_stream_keep_their_names_and_order() -> None:

@@ -1,9 +1,13 @@
 """How networks are computed changes no result: every choice against the plain one."""
 
+import re
 import shutil
+import sysconfig
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,20 +19,27 @@ from fewstep.data.batch import Batch
 from fewstep.methods.consistency import Consistency, Settings
 from fewstep.metrics.features import exact_products
 from fewstep.networks.adm import ADM
-from fewstep.networks.compute import ATTENTION, KINDS_OF_BLOCKS, Graphed, accelerate, tune
+from fewstep.networks.compute import (
+    ATTENTION,
+    KINDS_OF_BLOCKS,
+    Graphed,
+    _prepare_compiler,
+    accelerate,
+    tune,
+)
 from fewstep.networks.ddpmpp import DDPMpp
 from fewstep.networks.denoiser import Denoiser
-from fewstep.networks.layers import UNetBlock
+from fewstep.networks.layers import UNetBlock, laid_out_as
 from fewstep.networks.protocol import Architecture
 from fewstep.networks.registry import build_denoiser
 from fewstep.params import Performance, load_params
-from places import CONFIG
+from places import CONFIG, ROOT
 
 TINY = load_params(CONFIG / "tiny.yaml")
 CPU = torch.device("cpu")
 PLAIN = Performance("contiguous", "plain", "plain", "loop")
 slow = pytest.mark.slow
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+on_gpu = pytest.mark.cuda
 
 SWITCHES = {
     "layout: channels_last": {"layout": "channels_last"},
@@ -94,10 +105,13 @@ def inputs(n: int = 4) -> tuple[Tensor, Tensor, Tensor]:
 def outcome(denoiser: Denoiser) -> dict[str, Tensor]:
     """The answer to `inputs` and, where it learns, each gradient; dropout always draws the same.
 
+    Computed where the denoiser is.
+
     The bias of attention's keys is left out: softmax does not see it, its gradient is rounding.
     """
     torch.manual_seed(2)
-    answer = denoiser(*inputs())
+    device = next(denoiser.parameters()).device
+    answer = denoiser(*(t.to(device) for t in inputs()))
     found = {"answer": answer.detach()}
     if answer.requires_grad:
         answer.square().mean().backward()
@@ -118,6 +132,40 @@ def test_answer_and_gradients_are_the_plain_ones(switches: dict[str, Any], adm: 
     found = errors(outcome(network(adm, **switches)), outcome(network(adm)))
     assert len(found) > 60
     assert max(found.values()) <= 1e-5, found
+
+
+def on_cuda(switches: dict[str, Any], precision: str = "fp32", frozen: bool = False) -> Denoiser:
+    """The network on a GPU, compiled there if asked."""
+    how = replace(PLAIN, **switches)
+    denoiser = tune(network(precision=precision), how).cuda()
+    if frozen:
+        denoiser = denoiser.eval().requires_grad_(False)
+    return accelerate(denoiser, how, frozen)
+
+
+@on_gpu
+@pytest.mark.parametrize("switches", [*SWITCHES.values(), *COMPILED.values()], ids=str)
+def test_on_a_gpu_every_choice_gives_the_answer_and_gradients_of_a_cpu(
+    switches: dict[str, Any],
+) -> None:
+    with exact_products(torch.device("cuda")):
+        ours = {k: v.cpu() for k, v in outcome(on_cuda(switches)).items()}
+        frozen = outcome(on_cuda(switches, frozen=True))["answer"].cpu()
+    theirs = outcome(network())
+    found = errors(ours, theirs)
+    assert max(found.values()) <= 1e-4, found
+    assert errors({"answer": frozen}, {"answer": theirs["answer"]})["answer"] <= 1e-4
+
+
+@on_gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("kind", ["none", "blocks"])
+def test_on_a_gpu_half_precision_is_near_fp32(precision: str, kind: str) -> None:
+    exact = outcome(network())
+    switches = {**SWITCHES["all but compile"], "compile": kind}
+    ours = {k: v.cpu() for k, v in outcome(on_cuda(switches, precision)).items()}
+    found = errors(ours, exact)
+    assert found["answer"] <= 2e-2, found
 
 
 @pytest.mark.parametrize(("switches", "adm"), ALL)
@@ -166,14 +214,23 @@ def test_gpus_round_to_tf32_where_the_precision_says_so_and_never_for_a_score(
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def test_activations_lie_as_the_layout_says() -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
+def test_activations_lie_as_the_layout_says(device: str) -> None:
     for layout, expected in {"contiguous": False, "channels_last": True}.items():
-        denoiser, seen = network(layout=layout), list[Tensor]()
+        denoiser, seen = network(layout=layout).to(device), list[Tensor]()
         for block in (m for m in denoiser.modules() if isinstance(m, UNetBlock)):
             block.register_forward_hook(lambda module, args, answer, seen=seen: seen.append(answer))
-        denoiser(*inputs())
+        denoiser(*(t.to(device) for t in inputs()))
         lie = [t.is_contiguous(memory_format=torch.channels_last) for t in seen]
         assert lie == [expected] * 10
+
+
+def test_what_a_norm_reordered_is_put_in_order_again() -> None:
+    """As after PyTorch's GroupNorm on GPUs, which returns contiguous tensors."""
+    x = torch.randn(2, 8, 4, 4)
+    for format in (torch.channels_last, torch.contiguous_format):
+        ordered = laid_out_as(x.contiguous(memory_format=format), x + 1)
+        assert ordered.is_contiguous(memory_format=format) and torch.equal(ordered, x + 1)
 
 
 # --- recompute ---------------------------------------------------------------------------------
@@ -299,11 +356,42 @@ def test_a_cpu_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     network(compile="none")
 
 
+def test_what_only_has_shapes_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan is made on machines without a compiler, and in seconds."""
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    network = build_denoiser(TINY).to("meta")
+    accelerate(network, Performance(compile="blocks", cuda_graphs=True), frozen=True)
+    assert all(block._compiled_call_impl is None for block in network.model.blocks())
+
+
+def test_a_gpu_without_what_triton_builds_with_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(ValueError, match="need a C compiler for compile: blocks on a GPU"):
+        _prepare_compiler("blocks", on_cpu=False)
+    monkeypatch.setenv("CC", "icx")
+    with pytest.raises(ValueError, match=r"need Python's headers, .*Python\.h, for compile"):
+        _prepare_compiler("blocks", on_cpu=False)
+    (tmp_path / "Python.h").touch()
+    _prepare_compiler("blocks", on_cpu=False)
+
+
+def test_the_image_for_gpus_has_a_compiler() -> None:
+    assert re.search(r"apt-get install [^&]*\bg\+\+", (ROOT / "Dockerfile").read_text())
+
+
 def test_as_many_kinds_of_blocks_may_be_compiled_as_the_largest_network_has() -> None:
     with torch.device("meta"):
         unet = ADM(Architecture(64, 3, 1000, 192, (1, 2, 3, 4), 3, (32, 16, 8)))
     blocks = sum(isinstance(part, UNetBlock) for part in unet.modules())
-    assert blocks * 2 * 3 <= KINDS_OF_BLOCKS, "with gradients and without, for three networks"
+    assert blocks * 2 * 4 <= KINDS_OF_BLOCKS, "with gradients and without, for four networks"
+    _prepare_compiler("blocks", on_cpu=True)
+    config: Any = torch._dynamo.config  # pyright: ignore
+    assert config.recompile_limit == config.accumulated_recompile_limit == KINDS_OF_BLOCKS
+    assert not config.optimize_ddp, "which refuses blocks that are computed again"
 
 
 # --- CUDA graphs -------------------------------------------------------------------------------
@@ -358,6 +446,28 @@ def test_a_graph_is_captured_for_each_mode_and_shape(monkeypatch: pytest.MonkeyP
             forward(place)
     assert modes == [True, False]
     assert len(forward.graphs) == 2
+
+
+def test_a_capture_survives_threads_that_allocate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that reads ahead pins its batches, which would end a capture of mode `global`."""
+    seen: list[str] = []
+
+    def graph(captured: object, capture_error_mode: str = "global") -> AbstractContextManager[None]:
+        seen.append(capture_error_mode)
+        return nullcontext()
+
+    nothing = SimpleNamespace(wait_stream=lambda other: None)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: nothing)
+    monkeypatch.setattr(torch.cuda, "stream", lambda aside: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: OnGpu())
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: nullcontext())
+    monkeypatch.setattr(OnGpu, "device", "cuda", raising=False)
+    place: Any = OnGpu()
+    with torch.no_grad():
+        Graphed(lambda x: x, nn.Identity())(place)
+    assert seen == ["thread_local"]
 
 
 @on_gpu

@@ -13,10 +13,11 @@ from experiment import set_up, tiny_params
 from fewstep.cli import main
 from fewstep.data.lmdb import ImageDataset
 from fewstep.distributed import Rank
+from fewstep.methods import names
 from fewstep.networks.registry import build_denoiser
 from fewstep.params import Download, MemorisationSettings, Params, Performance, load_params
 from fewstep.paths import DATA
-from fewstep.planning import plan
+from fewstep.planning import plan, utilisation
 from fewstep.planning.describe import describe, duration
 from fewstep.planning.flops import forward_flops
 from fewstep.planning.plan import GB, GPUS, Hardware
@@ -24,7 +25,7 @@ from fewstep.training.loop import Run
 from places import CONFIG
 
 CPU = torch.device("cpu")
-H100 = Hardware(GPUS["h100"], 8, 1, 0.2, 2000 * GB)
+H100 = Hardware(GPUS["h100"], 8, 1, 2000 * GB)
 STUDENTS = ["cd", "dmd2-1", "dmd2-4", "mm-2"]
 
 
@@ -141,9 +142,9 @@ def test_hours_are_flops_over_the_rate(seed: Params) -> None:
     (student,) = plan.plan_students(seed)
     images = 210e6 * 6 + 210 * 50_000 * 8  # forward passes of training and of validation
     hours = images * 219.3e9 / (8 * 989e12 * 0.2) / 3600
-    assert student.hours(H100, "bf16") == pytest.approx(hours, rel=1e-3)
-    twice = replace(H100, nodes=2, utilisation=0.4)
-    assert student.hours(twice, "bf16") == pytest.approx(hours / 4, rel=1e-3)
+    assert student.hours(0.2 * H100.peak("bf16")) == pytest.approx(hours, rel=1e-3)
+    twice = replace(H100, nodes=2)
+    assert student.hours(0.4 * twice.peak("bf16")) == pytest.approx(hours / 4, rel=1e-3)
 
 
 def test_a_batch_that_does_not_fit_is_told_with_one_that_does(toy: Params) -> None:
@@ -190,9 +191,9 @@ def test_rows_cost_all_their_seed_ranges(seed: Params) -> None:
 
 
 def test_hours_in_all_are_those_of_trainings_and_rows(seed: Params) -> None:
-    lines = describe(seed, [], H100, "h100", 1_281_167)
+    lines = describe(seed, [], H100, "h100", 1_281_167, utilisation=0.3)
     calls = 511 + 511 + 79 + 8 + 8
-    hours = calls * 150_000 * 219.3e9 / H100.rate("fp16") / 3600
+    hours = calls * 150_000 * 219.3e9 / (0.3 * H100.peak("fp16")) / 3600
     assert f"{8 * hours:,.1f} GPU hours: training 0 s, rows {hours:.1f} h" in "\n".join(lines)
     assert any(line.endswith("images of the data: 1,281,167") for line in lines)
 
@@ -223,9 +224,9 @@ def test_the_command_prints_a_plan(
     assert all(f"train {name}: " in text for name in params.students)
     assert all(f"row {name}: " in text for name in params.rows)
     assert "1 x 1 x rtx4090" in text and "warning: disk: need" in text
-    with pytest.raises(SystemExit, match=r"need --gpu of a100-40, .*, got tpu, 8, 1 and 0\.2"):
+    with pytest.raises(SystemExit, match=r"need --gpu of a100-40, .*, got tpu, 8, 1 and none"):
         main(["plan", "--gpu", "tpu"])
-    with pytest.raises(SystemExit, match=r"got h100, 0, 1 and 0\.2"):
+    with pytest.raises(SystemExit, match=r"got h100, 0, 1 and none"):
         main(["plan", "--gpus", "0"])
     with pytest.raises(
         SystemExit, match=r"need --images of at least \d+, got 9 .*reference_images"
@@ -247,3 +248,53 @@ def test_the_best_model_takes_the_room_of_a_model_and_is_no_import(toy: Params) 
     last = replace(toy, rows={k: row for k, row in toy.rows.items() if "@" not in row.model})
     given = [plan.disk_parts(params, [])["teacher and imports"] for params in (toy, last)]
     assert len(last.rows) < len(toy.rows) and given[0] == given[1]
+
+
+# --- shares of the FLOP/s ------------------------------------------------------------------------
+
+
+def test_every_share_is_possible_and_says_what_it_is() -> None:
+    for share in utilisation.shares():
+        assert share.gpu in (*GPUS, utilisation.ANY)
+        assert share.method in (*names(), "generation", utilisation.ANY)
+        assert 0 < share.utilisation <= 1 and share.source
+        assert share.kind in ("measured", "published", "guess")
+        assert (share.kind == "guess") == (utilisation.ANY in (share.gpu, share.method))
+
+
+def test_the_most_particular_share_is_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "shares.csv"
+    file.write_text(
+        "gpu,method,compile,utilisation,kind,source\n"
+        "any,any,any,0.2,guess,nobody\nh100,any,any,0.3,measured,a\n"
+        "h100,dmd2,any,0.4,measured,b\nh100,dmd2,blocks,0.5,measured,c\n"
+    )
+    monkeypatch.setattr(utilisation, "FILE", file)
+    utilisation.shares.cache_clear()
+    asked = [("h100", "dmd2", "blocks"), ("h100", "dmd2", "none"), ("h100", "x", "none")]
+    found = [utilisation.share_of(*each).source for each in [*asked, ("a100", "dmd2", "blocks")]]
+    utilisation.shares.cache_clear()
+    assert found == ["c", "b", "a", "nobody"]
+
+
+def test_the_plan_says_which_shares_are_guesses(seed: Params) -> None:
+    students = list(plan.plan_students(seed))
+    guessed = "\n".join(describe(seed, students, H100, "h100"))
+    assert "at 20% (guess)" in guessed
+    assert "utilisation: 20% of the FLOP/s for cd-8, rows, guess: nothing was measured" in guessed
+    told = "\n".join(describe(seed, students, H100, "h100", utilisation=0.5))
+    assert "at 50% (given)" in told and "guess" not in told
+
+
+def test_gpus_are_known_by_the_names_that_drivers_give_them() -> None:
+    names = {
+        "NVIDIA H100 80GB HBM3": "h100",
+        "NVIDIA H200": "h200",
+        "NVIDIA A100-SXM4-40GB": "a100-40",
+        "NVIDIA A100-SXM4-80GB": "a100",
+        "NVIDIA GeForce RTX 4090": "rtx4090",
+        "NVIDIA L4": None,
+    }
+    assert {name: utilisation.kind_of(name, GPUS) for name in names} == names

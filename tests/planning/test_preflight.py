@@ -20,15 +20,24 @@ from typing import Any
 import lmdb
 import pytest
 import torch
+import torch.distributed as dist
 
 from experiment import set_up
 from fewstep.data.lmdb import ImageDataset
 from fewstep.distributed import Rank
 from fewstep.networks.weights import read_safetensors, save_model
-from fewstep.params import Params, Teacher
+from fewstep.params import Params, Performance, Teacher
 from fewstep.paths import DATA, MODELS
+from fewstep.planning import preflight as checks
 from fewstep.planning.plan import plan_student
-from fewstep.planning.preflight import agree, check_processes, dry_run, free_memory, preflight
+from fewstep.planning.preflight import (
+    agree,
+    check_all_reduce,
+    check_processes,
+    dry_run,
+    free_memory,
+    preflight,
+)
 from fewstep.training.loop import Run
 from places import ROOT
 
@@ -212,6 +221,45 @@ def test_precisions_that_fail_are_said_but_stop_nothing(
     assert "fp16: process 0 on" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no fp16 here"):
         preflight("cd", replace(toy, precision="fp16"), ALONE)
+
+
+def test_the_all_reduce_that_is_timed_is_not_the_first_and_leaves_no_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first one sets up NCCL's connections."""
+    called: list[str] = []
+
+    def reduce(values: torch.Tensor, group: str) -> None:
+        called.append("reduce")
+        time.sleep(0.5 * (called.count("reduce") == 1))
+        values += 2
+
+    monkeypatch.setattr(dist, "new_group", lambda timeout: called.append("new") or "group")
+    monkeypatch.setattr(dist, "all_reduce", reduce)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda group: called.append(f"end {group}"))
+    monkeypatch.setattr(dist, "get_backend", lambda: "nccl")
+    said = check_all_reduce(Rank(0, 2, ALONE.device))
+    assert called == ["new", "reduce", "reduce", "end group"]
+    assert said.endswith("GB/s over nccl") and float(said.split()[0]) > 0.15, (
+        "64 MiB in 0.5 s: 0.13"
+    )
+
+
+@pytest.mark.parametrize("local", [0, 1])
+def test_one_process_of_a_node_compiles_before_the_others(
+    local: int, toy: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(checks, "_arrive", lambda rank: None)
+    monkeypatch.setattr(checks, "check_all_reduce", lambda rank: "")
+    monkeypatch.setattr(checks, "dry_run", lambda *_: order.append("step") or "")
+    monkeypatch.setattr(checks, "agree", lambda what, check, *_: order.append(what) or check())
+    compiled = replace(toy, performance=Performance(compile="blocks"))
+    preflight("cd", compiled, Rank(local, 2, ALONE.device, local))
+    assert order[-4 + local :] == ["compile", *["step"] * (1 - local), "fp32", "step"]
+    order.clear()
+    preflight("cd", toy, Rank(local, 2, ALONE.device, local))
+    assert "compile" not in order
 
 
 # --- several processes ---------------------------------------------------------------------------

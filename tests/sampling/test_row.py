@@ -1,5 +1,6 @@
 """Rows: their images follow from seeds alone; what was begun is gone on with, or not used."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 
 from conftest import EDM
 from experiment import set_up, tiny_params
+from fewstep.distributed import Rank
 from fewstep.files import read_json
+from fewstep.networks.denoiser import Denoiser
 from fewstep.networks.weights import load_model, read_safetensors, save_model
-from fewstep.params import Params, Row
+from fewstep.params import Params, Performance, Row
 from fewstep.paths import MODELS, SAMPLES, SCRATCH
 from fewstep.sampling import batches, row
 from fewstep.stages import generate
@@ -146,3 +149,49 @@ def test_a_grid_that_is_none_is_refused(toy: Params) -> None:
     save_model(MODELS / "teacher", weights, {**about, "sampling": {"sigma_max": "80"}})
     with pytest.raises(ValueError, match="need sigma_min, sigma_max and rho in `sampling`"):
         generate.run(toy, ROW)
+
+
+def test_kernels_of_a_row_are_compiled_by_one_process_of_a_node_first(
+    toy: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the number of images that a batch gives them, which guidance doubles."""
+    order: list[str] = []
+    monkeypatch.setattr("fewstep.distributed.barrier", lambda rank: order.append("barrier"))
+    monkeypatch.setattr(row, "barrier", lambda rank: None)
+    monkeypatch.setattr(row, "sample_parts", lambda *_: order.append("sample"))
+    compiled = replace(toy, performance=Performance(compile="blocks"))
+    guided = {**toy.rows, ROW: replace(toy.rows[ROW], guidance_scale=2.0)}
+
+    def accelerate(denoiser: Denoiser, *_: object, frozen: bool) -> Denoiser:
+        forward = denoiser.forward
+
+        def counted(x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            order.append(f"compile {len(x)}")
+            return forward(x[:1], sigma[:1], labels[:1])
+
+        monkeypatch.setattr(denoiser, "forward", counted)
+        return denoiser
+
+    monkeypatch.setattr(row, "accelerate", accelerate)
+    batch = toy.generate.batch
+    row.draw_row(ROW, compiled, Rank(1, 2, CPU, 1))
+    row.draw_row(ROW, replace(compiled, rows=guided), Rank(1, 2, CPU, 1))
+    assert order[:3] == ["barrier", f"compile {batch}", "sample"]
+    assert order[3:] == ["barrier", f"compile {2 * batch}", "sample"]
+    order.clear()
+    row.draw_row(ROW, toy, Rank(1, 2, CPU, 1))
+    assert order == ["sample"], "nothing is compiled"
+
+
+def test_the_copy_of_a_batch_begins_before_the_next_one_is_launched(
+    toy: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that began later would wait for the next batch, too."""
+    order: list[str] = []
+    draw, copy = batches.sample, batches.to_host
+    monkeypatch.setattr(batches, "sample", lambda *a: order.append("launch") or draw(*a))
+    monkeypatch.setattr(batches, "to_host", lambda values: order.append("copy") or copy(values))
+    denoiser, _ = load_model("teacher", toy)
+    parts = [range(2), range(2, 4)]
+    list(batches.generate_batches(toy, toy.rows[ROW], denoiser, EDM, parts, CPU))
+    assert order == ["launch", "copy", "copy"] * 2

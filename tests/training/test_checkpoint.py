@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from fewstep.distributed import Rank
 from fewstep.paths import SCRATCH
 from fewstep.training import checkpoint
 from fewstep.training.checkpoint import Checkpoints
@@ -110,6 +111,27 @@ def test_a_rank_that_restores_leaves_what_another_is_writing(network: nn.Linear)
     writing.write_bytes(b"half")
     assert states.restore({"net": network}, {}) is not None
     assert writing.exists()
+
+
+def test_one_process_of_a_node_hashes_a_state_and_the_others_take_its_word(
+    network: nn.Linear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = stopped(network, "a", 4000)
+    (file,) = states.files()
+    hashed: list[int] = []
+    digest = checkpoint._sha256
+    monkeypatch.setattr(checkpoint, "_sha256", lambda *a: hashed.append(1) or digest(*a))
+    for index in (2, 3):  # of two nodes with two processes each
+        rank, again = Rank(index, 4, torch.device("cpu"), index % 2), nn.Linear(3, 2)
+
+        def told(found: Path | None, rank: Rank) -> list[Path | None]:
+            assert found == (file if rank.local == 0 else None)
+            return [None, None, file, None]  # the first node sees another disk
+
+        monkeypatch.setattr(checkpoint, "gather", told)
+        about = states.restore({"net": again}, {}, rank)
+        assert about is not None and torch.equal(again.weight, network.weight)
+    assert len(hashed) == 1
 
 
 def test_a_state_of_another_experiment_is_refused(network: nn.Linear) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ from fewstep.training.fingerprint import Fingerprint
 from fewstep.training.finished import forget_finished
 from fewstep.training.log import Log
 from fewstep.training.loop import Run
+from fewstep.training.stopwatch import Stopwatch
 from fewstep.training.tracking import Tracker
+from fewstep.training.watcher import Row, Watcher
 
 SLOW = pytest.mark.slow
 ALONE = Rank(0, 1, torch.device("cpu"))
@@ -708,3 +711,55 @@ def test_data_of_another_resolution_are_refused(toy: Params) -> None:
 def test_an_unknown_student_is_named_with_the_known_ones(toy: Params) -> None:
     with pytest.raises(ValueError, match="need a student of cd, dmd2-1, dmd2-4, mm-2, got 'ddim'"):
         train("ddim", toy, ALONE)
+
+
+# --- the first minutes ---------------------------------------------------------------------------
+
+
+class Listening(Watcher):
+    """Keeps the nimg of each row and the texts beside the progress."""
+
+    def __init__(self) -> None:
+        self.rows, self.texts = list[int](), list[str]()
+
+    def write(self, row: Row, times: Row | None = None) -> None:
+        self.rows.append(row["nimg"])
+
+    def advance(self, images: int, text: str) -> None:
+        self.texts.append(text)
+
+
+def quiet(**tracking: Any) -> Params:  # noqa: ANN401
+    """A training of 16 iterations of 32 images with two rows and no validation."""
+    params = toy_params(students__cd__validation=None, students__cd__phema=None)
+    return replace(params, tracking=replace(params.tracking, log_rows=2, **tracking))
+
+
+def test_a_row_near_the_start_comes_at_the_time_in_params(toy: Params) -> None:
+    for first, expected in ((None, []), (0.04, [64])):  # the first batch's end at or after it
+        heard, params = Listening(), quiet(first_row_kimg=first)
+        total = round(params.students["cd"].kimg * 1000)
+        loop.train("cd", params, ALONE, heard)
+        assert heard.rows == [*expected, total // 2, total]
+        shutil.rmtree(SCRATCH)
+
+
+def test_a_loss_is_shown_after_ten_seconds_without_a_row(
+    toy: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stopwatch, "here", lambda clock: 10.0 * (len(heard.texts) > 1))
+    heard = Listening()
+    loop.train("cd", quiet(), ALONE, heard)
+    assert [bool(text) for text in heard.texts[:5]] == [False, False, True, False, False]
+    assert heard.texts[2].startswith("loss ")
+
+
+def test_the_average_is_computed_as_the_student_is(
+    toy: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is scored: uncompiled, every validation would take longer than it needs."""
+    seen: list[object] = []
+    monkeypatch.setattr(loop, "accelerate", lambda network, how: seen.append((network, how)))
+    params = quiet()
+    run = Run("cd", params.students["cd"], params, ALONE, ImageDataset(DATA, 10))
+    assert seen == [(run.averages.networks["average"], params.performance)]

@@ -67,6 +67,7 @@ METHODS = pytest.mark.parametrize(
         ("dmd2-1", {}),
         ("dmd2-4", {"separate_labels": True}),
         ("dmd2-4", {"all_stops": True}),
+        ("mm-2", {}),
     ],
 )
 
@@ -100,7 +101,7 @@ def test_a_quiet_training_step_never_waits_for_the_device(
     assert next(run.method.student.parameters()).is_meta
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 @METHODS
 def test_on_a_gpu_nothing_that_waits_is_called_either(
     name: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -13,6 +13,7 @@ from fewstep.budgets import regular
 from fewstep.data.archives import open_zip
 from fewstep.data.cifar import read_cifar
 from fewstep.data.folders import open_folder
+from fewstep.data.idx import is_idx, read_idx_folder
 from fewstep.data.imagenet_npz import batches, open_batches
 from fewstep.data.labelled import ArraySource, Source, check_labels, check_shape
 from fewstep.data.lmdb import ImageDataset
@@ -31,9 +32,11 @@ def open_source(path: str | Path, resolution: int, channels: int, classes: int) 
             - a `.zip` or folder with a folder of PNG, JPEG or WebP images for each class;
             - downsampled ImageNet: train_data_batch_*.npz, one or a folder of them;
             - Hugging Face shards: `.parquet`, one or a folder of them;
-            - CIFAR-10's binary version, `.tar.gz`.
+            - CIFAR-10's binary version, `.tar.gz`;
+            - a folder with the idx files of MNIST or one of its kin.
         resolution, channels, classes: of the images (params.yaml: data). Class folders and parquet
-            shards are cropped and resized to the resolution; all else must have it.
+            shards are cropped and resized to the resolution, idx images get a black frame; all else
+            must have it.
 
     Raises:
         ValueError: no such file, another kind of file, other shapes or types, no images, or a
@@ -54,9 +57,11 @@ def open_source(path: str | Path, resolution: int, channels: int, classes: int) 
         return open_zip(path, shape, classes)
     if shards(path):
         return open_parquet(path, shape, classes)
-    if path.is_dir():
+    if path.is_dir() and not is_idx(path):
         return open_folder(path, shape, classes)
-    if path.suffix == ".npz":
+    if path.is_dir():
+        images, labels = read_idx_folder(path, resolution, classes)
+    elif path.suffix == ".npz":
         images, labels = _read_npz(path, shape)
     elif path.name.endswith(".tar.gz"):
         images, labels = read_cifar(path)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewstep.distributed import Rank
+from fewstep.distributed import Rank, to_device, to_host
 from fewstep.metrics import clip, dinov2, efficientnet, inception
 from fewstep.metrics.vit import Embedding
 from fewstep.progress import progress
@@ -25,7 +25,8 @@ R = TypeVar("R")
 Outputs = Mapping[str, NDArray[np.float32]]
 """The outputs of a feature network for N images, each (N, d); `features` among them."""
 
-CHUNK = 50  # images per network call; divides the usual 10,000 and 50,000
+CHUNK = 50  # images per network call on a CPU; divides the usual 10,000 and 50,000
+GPU_CHUNK = 250  # on a GPU, which 50 images of a small network would leave idle; divides them, too
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class FeatureExtractor:
         """Chunks to compute at once: on a CPU one per core, see `extract_outputs`."""
         return torch.get_num_threads() if self.device.type == "cpu" else 0
 
+    @property
+    def chunk(self) -> int:
+        """Images of a network call, see `extract_outputs`."""
+        return CHUNK if self.device.type == "cpu" else GPU_CHUNK
+
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         """All outputs for `images`, uint8, shape (N, C, H, W), C = 1 or 3: float32, (N, any).
 
@@ -70,7 +76,7 @@ class FeatureExtractor:
                 f"got {images.dtype} of shape {tuple(images.shape)} (params.yaml: data.channels)"
             )
         with torch.inference_mode(), exact_products(self.device):
-            outputs = self.network(images.to(self.device))
+            outputs = self.network(to_device(images, self.device))
             return {name: rows.float() for name, rows in outputs.items()}
 
 
@@ -167,7 +173,7 @@ def load_features(
     return FeatureExtractor(name, label, dim, sha256, network, device)
 
 
-def rank_images(count: int, rank: int, world: int) -> range:
+def rank_images(count: int, rank: int, world: int, chunk: int = CHUNK) -> range:
     """The images of one rank out of `count`: whole chunks, in order, as even as possible.
 
     Concatenated over ranks, their features are bit-identical to those that one rank extracts.
@@ -177,8 +183,8 @@ def rank_images(count: int, rank: int, world: int) -> range:
     """
     if not 0 <= rank < world:
         raise ValueError(f"need 0 <= rank < world, got rank {rank} of {world}")
-    chunks = -(-count // CHUNK)
-    first, last = (CHUNK * -(-chunks * r // world) for r in (rank, rank + 1))
+    chunks = -(-count // chunk)
+    first, last = (chunk * -(-chunks * r // world) for r in (rank, rank + 1))
     return range(min(first, count), min(last, count))
 
 
@@ -207,12 +213,15 @@ def extract_outputs(
     batches: Iterable[NDArray[np.uint8]],
     progress: Callable[[int], object] | None = None,
     workers: int = 0,
+    chunk: int = CHUNK,
 ) -> dict[str, NDArray[np.float32]]:
     """All outputs of a network for a stream of images, from files or straight from a sampler.
 
     Another number of images in a call, or of cores, can change the order of sums and so the last
-    bits. So the network always sees CHUNK images, the last chunk filled up with black ones: neither
-    the size of the batches nor the number of ranks (`rank_images`) changes the results.
+    bits. So the network always sees `chunk` images, the last chunk filled up with black ones:
+    neither the size of the batches nor the number of ranks (`rank_images`) changes the results.
+
+    A GPU gets the next chunk before the outputs of the last one are read, so that it never waits.
 
     Args:
         outputs: uint8 (B, C, H, W) -> named (B, d), such as `FeatureExtractor.outputs`.
@@ -220,33 +229,37 @@ def extract_outputs(
         progress: called with the number of images of each finished chunk.
         workers: chunks at once, each on one core; 0: one chunk at a time on all of torch's
             threads, for a GPU. See `FeatureExtractor.workers`.
+        chunk: images of a call, of `FeatureExtractor.chunk`.
 
     Returns:
         By name, shape (N, d); empty if there are no images, as on a spare rank.
     """
     parts: dict[str, list[NDArray[np.float32]]] = {}
 
-    def work(chunk: NDArray[np.uint8]) -> Mapping[str, Tensor]:
-        black = np.zeros((CHUNK - len(chunk), *chunk.shape[1:]), np.uint8)
-        return outputs(torch.from_numpy(np.concatenate([chunk, black])))
+    def work(images: NDArray[np.uint8]) -> dict[str, Callable[[], Tensor]]:
+        black = np.zeros((chunk - len(images), *images.shape[1:]), np.uint8)
+        found = outputs(torch.from_numpy(np.concatenate([images, black])))
+        return {name: to_host(rows) for name, rows in found.items()}
 
-    for chunk, found in _in_order(work, _chunks(batches), workers):
+    for images, found in _in_order(work, _chunks(batches, chunk), workers):
         for name, rows in found.items():
-            parts.setdefault(name, []).append(rows[: len(chunk)].cpu().numpy())
+            parts.setdefault(name, []).append(rows()[: len(images)].numpy())
         if progress is not None:
-            progress(len(chunk))
+            progress(len(images))
     return {name: np.concatenate(rows) for name, rows in parts.items()}
 
 
-def _chunks(batches: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-    """The same images, CHUNK at a time; the last chunk may be shorter."""
+def _chunks(
+    batches: Iterable[NDArray[np.uint8]], chunk: int = CHUNK
+) -> Iterator[NDArray[np.uint8]]:
+    """The same images, `chunk` at a time; the last ones may be fewer."""
     waiting: list[NDArray[np.uint8]] = []
     for batch in batches:
         while len(batch):
-            room = CHUNK - sum(map(len, waiting))
+            room = chunk - sum(map(len, waiting))
             waiting.append(batch[:room])
             batch = batch[room:]
-            if sum(map(len, waiting)) == CHUNK:
+            if sum(map(len, waiting)) == chunk:
                 yield np.concatenate(waiting)
                 waiting = []
     if waiting:
@@ -254,9 +267,17 @@ def _chunks(batches: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]
 
 
 def _in_order(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[tuple[T, R]]:
-    """Each item and its result; `workers` threads run ahead, each computing on one core."""
+    """Each item and its result; `workers` threads run ahead, each computing on one core.
+
+    Without workers one more item is begun before a result is used: a GPU then computes meanwhile.
+    """
     if workers == 0:
-        yield from ((item, work(item)) for item in items)
+        begun: deque[tuple[T, R]] = deque()
+        for item in items:
+            begun.append((item, work(item)))
+            if len(begun) > 1:
+                yield begun.popleft()
+        yield from begun
         return
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
@@ -304,10 +325,9 @@ def shared_outputs(
     Args:
         read: returns the images (B, C, H, W) of a range of indices below `count`.
     """
-    mine = rank_images(count, rank.index, rank.world)
-    parts = (mine[start : start + CHUNK] for start in range(0, len(mine), CHUNK))
+    chunk, workers = extractor.chunk, extractor.workers
+    mine = rank_images(count, rank.index, rank.world, chunk)
+    parts = (mine[start : start + chunk] for start in range(0, len(mine), chunk))
     with progress(len(mine), desc, silent=not rank.first) as bar:
-        outputs = extract_outputs(
-            extractor.outputs, map(read, parts), bar.update, extractor.workers
-        )
+        outputs = extract_outputs(extractor.outputs, map(read, parts), bar.update, workers, chunk)
     return gather_features(outputs, rank)

@@ -4,10 +4,13 @@ All choices agree up to rounding, so a training may be resumed under other ones.
 dropout draws its masks in the order of memory, so another layout draws others.
 """
 
+import os
 import shutil
 import sys
+import sysconfig
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +23,7 @@ from fewstep.params import Performance
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 ATTENTION = {"fused": fused_attention, "plain": plain_attention}
 WARM_UP = 3  # calls before a CUDA graph is captured; the first ones create handles and workspaces
-KINDS_OF_BLOCKS = 256  # limit of torch.compile for a process; ADM-64 has 30 kinds in several modes
+KINDS_OF_BLOCKS = 512  # limit of torch.compile for a process; ADM-64 has 30 kinds in several modes
 
 Captured = tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Tensor]
 """A graph, the tensors that it reads, and the one that it writes."""
@@ -61,10 +64,13 @@ def accelerate(denoiser: Denoiser, performance: Performance, frozen: bool = Fals
     Call it once the denoiser is on its device. Every shape of the input is compiled separately.
 
     Raises:
-        ValueError: a CPU is to compile and has no C++ compiler.
+        ValueError: there is no compiler, or none of Python's headers, for what is to be compiled.
     """
     network, kind = denoiser.model, performance.compile
-    on_cpu = next(network.parameters()).device.type == "cpu"
+    device = next(network.parameters()).device.type
+    if device == "meta":  # of a plan, which counts and computes nothing
+        return denoiser
+    on_cpu = device == "cpu"
     if on_cpu and performance.norm == "fused" and performance.layout == "channels_last":
         _say_if_without_numba()
     if kind != "none":
@@ -94,14 +100,32 @@ def _say_if_without_numba() -> None:
 
 
 def _prepare_compiler(kind: str, on_cpu: bool) -> None:
-    if on_cpu and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+    """Set up torch.compile, after a look for what it would only miss minutes later."""
+    if missing := _missing_for_compiling(on_cpu):
         raise ValueError(
-            f"need a C++ compiler for compile: {kind} on a CPU, found none "
+            f"need {missing} for compile: {kind} on a {'CPU' if on_cpu else 'GPU'}, found none "
             "(params.yaml: performance.compile; try none)"
         )
+    # past either limit torch.compile goes on without compiling, and says so only in a log
     torch._dynamo.config.recompile_limit = KINDS_OF_BLOCKS  # pyright: ignore
+    torch._dynamo.config.accumulated_recompile_limit = KINDS_OF_BLOCKS  # pyright: ignore
     # draw dropout masks from PyTorch's generator, so that compiling changes none of them
     torch._inductor.config.fallback_random = True  # pyright: ignore
+    if kind == "blocks":
+        # A block's gradients are ready when its backward pass ends, so DistributedDataParallel
+        # overlaps without help. With that help a block is another program than on one GPU, and
+        # one that is computed again in the backward pass is refused.
+        torch._dynamo.config.optimize_ddp = False  # pyright: ignore
+
+
+def _missing_for_compiling(on_cpu: bool) -> str | None:
+    """Of a CPU a C++ compiler; of a GPU what Triton builds its launchers with."""
+    if on_cpu:
+        return None if any(map(shutil.which, ("c++", "g++", "clang++"))) else "a C++ compiler"
+    if "CC" not in os.environ and not any(map(shutil.which, ("gcc", "clang", "cc"))):
+        return "a C compiler"
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return None if headers.is_file() else f"Python's headers, {headers},"
 
 
 class Graphed:
@@ -144,6 +168,8 @@ class Graphed:
                 self.function(*places)
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # by default a capture fails when any thread of the process allocates, as the one does that
+        # reads ahead and pins its batches
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             answer = self.function(*places)
         return graph, places, answer

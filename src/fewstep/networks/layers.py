@@ -92,6 +92,16 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
+def laid_out_as(x: Tensor, y: Tensor) -> Tensor:
+    """y (B, C, H, W) in the memory format of x.
+
+    On GPUs PyTorch's GroupNorm returns contiguous tensors whatever it gets, and all that follows
+    would stay contiguous: convolutions in half precision then reorder their input and their output,
+    where this reorders once. What torch.compile joins needs no such copy.
+    """
+    return y.contiguous(memory_format=memory_format_of(x))
+
+
 class GroupNorm(nn.Module):
     """Group normalisation with at least 4 channels a group and at most 32 groups.
 
@@ -116,6 +126,8 @@ class GroupNorm(nn.Module):
                 return kernels.norm_silu(x, *given)
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         y = F.group_norm(x, self.groups, weight, bias, self.eps)
+        if x.is_cuda:
+            y = laid_out_as(x, y)
         if modulation is not None:
             scale, shift = modulation[:, :, None, None].to(x.dtype).chunk(2, dim=1)
             y = torch.addcmul(shift, y, scale + 1)

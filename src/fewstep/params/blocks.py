@@ -13,6 +13,7 @@ from fewstep.params.fields import (
     Amount,
     Count,
     Frozen,
+    Kimg,
     Model,
     Natural,
     Pixels,
@@ -189,6 +190,9 @@ class Tracking:
     """Weights & Biases. When it fails, training goes on"""
     log_rows: Count | None = None
     """rows of a training's log, at equal distances; absent = 200"""
+    first_row_kimg: Kimg | None = None
+    """time of one more row, near the start; absent = none. In a long training the first of equally
+    distant rows is minutes away"""
 
 
 @block()
@@ -196,8 +200,8 @@ class Performance:
     """How networks are computed. Alone in having defaults: none of these decides a result."""
 
     layout: Literal["channels_last", "contiguous"] = "channels_last"
-    """how activations lie in memory. On GPUs PyTorch's GroupNorm returns contiguous tensors:
-    channels_last persists only with `compile`"""
+    """how activations lie in memory. On GPUs PyTorch's GroupNorm returns contiguous tensors, which
+    channels_last reorders after each norm; with `compile` they come in that order"""
     attention: Literal["fused", "plain"] = "fused"
     """fused: PyTorch's scaled_dot_product_attention. Plain: its formula with float32 weights"""
     norm: Literal["fused", "plain"] = "fused"

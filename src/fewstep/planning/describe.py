@@ -4,6 +4,7 @@ from fewstep.params import Params
 from fewstep.planning import plan
 from fewstep.planning.flops import forward_flops
 from fewstep.planning.plan import GB, Hardware
+from fewstep.planning.utilisation import Share, given, share_of
 from fewstep.theory.sample import nfe
 
 
@@ -13,27 +14,48 @@ def describe(
     hardware: Hardware,
     gpu: str,
     images: int | None = None,
+    utilisation: float | None = None,
 ) -> list[str]:
-    """The network, each training and row, the total, the disk, and warnings, one line each."""
+    """The network, each training and row, the total, the disk, and warnings, one line each.
+
+    Args:
+        utilisation: share of the data sheet's FLOP/s that everything reaches; None: of a training
+            or row what utilisation.csv says.
+    """
     network = plan.meta_network(params)
     forward, _ = forward_flops(network, params)
-    rate = hardware.rate(params.precision)
+    peak, compiled = hardware.peak(params.precision), params.performance.compile
     lines = [
         f"network: {plan.count(network) / 1e6:.1f} M parameters, forward pass of an image "
         f"{forward / 1e9:.1f} GFLOP",
         f"hardware: {hardware.nodes} x {hardware.gpus} x {gpu}, {params.precision}, "
-        f"{hardware.utilisation:.0%} of their FLOP/s (a guess: --utilisation), "
-        f"{rate / 1e12:.0f} TFLOP/s",
+        f"{peak / 1e12:.0f} TFLOP/s by the data sheet",
     ]
+
+    def reached(what: str) -> Share:
+        return share_of(gpu, what, compiled) if utilisation is None else given(utilisation)
+
     training = drawing = 0.0
+    used = {student.name: reached(student.block.method) for student in students}
     for student in students:
-        training += (hours := student.hours(hardware, params.precision))
-        lines += student_lines(student, rate, hours)
+        share = used[student.name]
+        rate = peak * share.utilisation
+        training += (hours := student.hours(rate))
+        lines += student_lines(student, rate, hours, share)
+    share = reached("generation")
+    rate = peak * share.utilisation
     for name, row in params.rows.items():
         drawing += (hours := plan.row_flops(row, params, forward) / rate / 3600)
         calls = nfe(row.sampler, row.steps, row.guidance_scale)
         drawn = plan.row_images(row, params)
         lines.append(f"row {name}: {calls} NFE, {drawn:,} images, {duration(hours)}")
+    for each in dict.fromkeys([*used.values(), share]):
+        trainings = [name for name, own in used.items() if own == each]
+        what = ", ".join([*trainings, *(["rows"] if each == share else [])])
+        lines.append(
+            f"utilisation: {each.utilisation:.0%} of the FLOP/s for {what}, {each.kind}: "
+            f"{each.source}"
+        )
     disk = plan.disk_parts(params, students, images)
     data = f"{images:,}" if images else f"{plan.images_needed(params):,}, the fewest that will do"
     lines += [
@@ -48,13 +70,16 @@ def describe(
     return [*lines, *(f"warning: {text}" for text in problems)]
 
 
-def student_lines(student: plan.StudentPlan, rate: float, hours: float) -> list[str]:
+def student_lines(
+    student: plan.StudentPlan, rate: float, hours: float, reached: Share
+) -> list[str]:
     """What a training takes: time, then memory."""
     share = student.validation_flops / (student.training_flops + student.validation_flops)
     return [
         f"train {student.name}: {student.block.kimg:,.0f} kimg, "
         f"{student.flops / 1e9:,.1f} GFLOP an image, {rate / student.flops:,.0f} images/s, "
-        f"{duration(hours)}, of which validation {share:.0%}",
+        f"{duration(hours)}, of which validation {share:.0%}, at {reached.utilisation:.0%} "
+        f"({reached.kind})",
         f"  memory of a GPU: {student.total_memory / GB:.1f} GB ({in_gb(student.memory)})",
     ]
 

@@ -54,21 +54,20 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Hardware:
-    """`gpus` of one kind on each of `nodes`, of whose FLOP/s the share `utilisation` is reached."""
+    """`gpus` of one kind on each of `nodes`, and `disk` bytes."""
 
     gpu: Gpu
     gpus: int
     nodes: int
-    utilisation: float
     disk: float
 
     @property
     def world(self) -> int:
         return self.gpus * self.nodes
 
-    def rate(self, precision: str) -> float:
-        """FLOP/s of all GPUs together."""
-        return self.world * self.gpu.flops[precision] * self.utilisation
+    def peak(self, precision: str) -> float:
+        """FLOP/s of all GPUs together by their data sheet, of which some share is reached."""
+        return self.world * self.gpu.flops[precision]
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,9 @@ class StudentPlan:
     def total_memory(self) -> float:
         return sum(self.memory.values())
 
-    def hours(self, hardware: Hardware, precision: str) -> float:
-        return (self.training_flops + self.validation_flops) / hardware.rate(precision) / 3600
+    def hours(self, rate: float) -> float:
+        """Of training and validation, at that many FLOP/s."""
+        return (self.training_flops + self.validation_flops) / rate / 3600
 
     @property
     def best(self) -> float:

@@ -36,7 +36,8 @@ from fewstep.training.fingerprint import Fingerprint
 from fewstep.training.loop import Run
 from fewstep.training.stopwatch import peak_memory
 
-PATIENCE = timedelta(minutes=5)  # for the slowest process to reach a check
+PATIENCE = timedelta(minutes=5)  # for the slowest process to arrive, and for an all-reduce
+COMPILATION = timedelta(minutes=30)  # for a check, of which a trial step may compile all kernels
 BYTES = 1 << 26  # to all-reduce
 
 
@@ -58,8 +59,10 @@ def preflight(name: str, params: Params, rank: Rank, thorough: bool = False) -> 
         "disk": lambda: check_disk(name, block, params, rank),  # data and models name its states
         "wandb": lambda: check_wandb(params),
         "all-reduce": lambda: check_all_reduce(rank),
-        params.precision: lambda: dry_run(name, params, rank),
     }
+    if rank.world > 1 and params.performance.compile != "none":
+        checks["compile"] = lambda: compile_once(name, params, rank)
+    checks[params.precision] = lambda: dry_run(name, params, rank)
     if thorough:  # under DVC no stage starts with such a link
         checks = {"links": lambda: "; ".join(refused_by_dvc()) or "none to another disk", **checks}
     for what, check in checks.items():
@@ -71,6 +74,8 @@ def preflight(name: str, params: Params, rank: Rank, thorough: bool = False) -> 
             other = replace(params, precision=precision)
             with suppress(ValueError):  # printed only: this training does not need it
                 agree(precision, lambda other=other: dry_run(name, other, rank), rank, group)
+    if group is not None:  # its connections would stay open for the whole training
+        dist.destroy_process_group(group)
     free_memory(rank.device)
 
 
@@ -82,7 +87,7 @@ def _arrive(rank: Rank) -> dist.ProcessGroup | None:
     """
     if rank.world == 1:
         return None
-    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    group = dist.new_group(backend="gloo", timeout=COMPILATION)
     assert isinstance(group, dist.ProcessGroup), "all processes are members"
     try:
         dist.monitored_barrier(group, timeout=PATIENCE, wait_all_ranks=True)
@@ -218,15 +223,21 @@ def check_all_reduce(rank: Rank) -> str:
     """
     if rank.world == 1:
         return "alone"
-    group = dist.new_group(timeout=PATIENCE)
+    group: Any = dist.new_group(timeout=PATIENCE)
+    _summed(rank, group)  # the first one sets up NCCL's connections, which takes seconds
+    got, seconds = _summed(rank, group)
+    dist.destroy_process_group(group)
+    if got != {expected := rank.world * (rank.world + 1) / 2}:
+        raise ValueError(f"need a sum of {expected}, got {got}")
+    return f"{BYTES / GB / seconds:.2f} GB/s over {dist.get_backend()}"
+
+
+def _summed(rank: Rank, group: Any) -> tuple[set[float], float]:  # noqa: ANN401
+    """Different values in the sum of all ranks' numbers plus 1, and the seconds that it took."""
     values = torch.full((BYTES // 4,), float(rank.index + 1), device=rank.device)
     started = time.perf_counter()
     dist.all_reduce(values, group=group)
-    expected, got = rank.world * (rank.world + 1) / 2, {float(values[0]), float(values[-1])}
-    seconds = time.perf_counter() - started
-    if got != {expected}:
-        raise ValueError(f"need a sum of {expected}, got {got}")
-    return f"{BYTES / GB / seconds:.2f} GB/s over {dist.get_backend()}"
+    return {float(values[0]), float(values[-1])}, time.perf_counter() - started
 
 
 def dry_run(name: str, params: Params, rank: Rank) -> str:
@@ -256,6 +267,18 @@ def dry_run(name: str, params: Params, rank: Rank) -> str:
     seconds, peak = time.perf_counter() - started, peak_memory(rank.device)
     run.feed.thread.shutdown(cancel_futures=True)  # it reads ahead
     return f"a step of {block.batch_gpu} images, {seconds:.1f} s, {peak / GB:.1f} GB"
+
+
+def compile_once(name: str, params: Params, rank: Rank) -> str:
+    """A trial step of one process of each node; the others will find its kernels on the disk.
+
+    Eight that compile the same kernels at once take far longer than one.
+    """
+    if rank.local:
+        return ""
+    said = dry_run(name, params, rank)
+    free_memory(rank.device)
+    return said
 
 
 def free_memory(device: torch.device) -> None:

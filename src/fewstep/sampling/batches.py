@@ -1,7 +1,7 @@
 """Images in batches, from seeds, classes and the sampler of a row."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from typing import TypeVar
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewstep.distributed import to_device
+from fewstep.distributed import to_device, to_host
 from fewstep.networks.denoiser import one_hot
 from fewstep.params import Generate, Params, Row
 from fewstep.theory.guidance import guided
@@ -22,6 +22,9 @@ from fewstep.theory.solve import ConditionalDenoise
 Seeds = TypeVar("Seeds", range, list[int])
 Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """A batch of images (B, C, H, W) and their classes (B,)."""
+
+Made = tuple[Callable[[], Tensor], Callable[[], Tensor]]
+"""What waits for a batch: whether it is finite, and its images as uint8 (B, C, H, W)."""
 
 
 @torch.no_grad()
@@ -36,8 +39,8 @@ def generate_batches(
 ) -> Iterator[Images]:
     """Sample each batch of seeds as the row says; yield its images and classes.
 
-    On a GPU, a batch is yielded after the next one is launched: saving one then overlaps with
-    sampling the other.
+    On a GPU, a batch is yielded after the next one is launched, and only that batch is waited for:
+    saving one then overlaps with sampling the other.
 
     Args:
         grid: the schedule that the row's steps cut; of the model, `Schedule.of_model`.
@@ -48,7 +51,7 @@ def generate_batches(
     """
     d, sigmas = params.data, grid.nodes(row.steps)
     denoise = guided(denoiser, row.guidance_scale)
-    given, launched = iter(classes or ()), deque[tuple[Sequence[int], Tensor, Tensor]]()
+    given, launched = iter(classes or ()), deque[tuple[Sequence[int], Tensor, Made]]()
     for part in parts:
         noise = SeededNoise(part, (d.channels, d.resolution, d.resolution), device)
         # labels are always drawn, so that what the sampler draws does not depend on the policy
@@ -60,20 +63,21 @@ def generate_batches(
         rows = to_device(one_hot(labels, d.classes), device)
         churn = asdict(row.churn) if row.churn else None
         x = sample(row.sampler, denoise, noise, latents, rows, sigmas, churn)
-        launched.append((part, labels, x))
+        launched.append((part, labels, (to_host(x.isfinite().all()), to_host(to_uint8(x)))))
         if device.type == "cpu" or len(launched) > 1:
             yield _finished(row, *launched.popleft())
     for last in launched:
         yield _finished(row, *last)
 
 
-def _finished(row: Row, seeds: Sequence[int], labels: Tensor, x: Tensor) -> Images:
-    if not bool(torch.isfinite(x).all()):
+def _finished(row: Row, seeds: Sequence[int], labels: Tensor, made: Made) -> Images:
+    finite, images = made
+    if not bool(finite()):
         raise FloatingPointError(
             f"{row.model} gave images that are not finite: {row.sampler}, {row.steps} steps, "
             f"guidance_scale {row.guidance_scale}, seeds {seeds[0]} to {seeds[-1]}"
         )
-    return to_uint8(x).cpu().numpy(), labels.numpy()
+    return images().numpy(), labels.numpy()
 
 
 def seed_ranges(generate: Generate, row: Row) -> list[range]:

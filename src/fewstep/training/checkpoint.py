@@ -7,7 +7,7 @@ on, so a state of other params or other data is never resumed.
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fewstep.distributed import Rank, gather
 from fewstep.files import atomic_path, read_json, write_json
-from fewstep.networks.weights import read_safetensors
+from fewstep.networks.weights import opened
 from fewstep.paths import SCRATCH
 from fewstep.training.fingerprint import Fingerprint
 from fewstep.training.finished import DIGITS, FINISHED, forget_finished
 
 FACTS = "fingerprint.json"  # beside the states: everything their training depends on
+ALONE = Rank(0, 1, torch.device("cpu"))
 SHOWN = 4  # differences to list between another training and this one
 
 
@@ -131,7 +133,7 @@ class Checkpoints:
             writing.result()
 
     def _write(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-        about = {**about, "sha256": _sha256(tensors)}
+        about = {**about, "sha256": _sha256(tensors, tensors.__getitem__)}
         with atomic_path(self.folder / f"state-{about['nimg']:012d}.safetensors") as path:
             save_file(tensors, path, {"fewstep": json.dumps(about)})
         best = about.get("best") or {}
@@ -140,34 +142,45 @@ class Checkpoints:
                 old.unlink()
 
     def restore(
-        self, modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]
+        self,
+        modules: Mapping[str, nn.Module],
+        optimizers: Mapping[str, Optimizer],
+        rank: Rank = ALONE,
     ) -> dict[str, Any] | None:
         """Load the newest intact state and return its `about`; None if there is no state.
 
+        One process of each node hashes it and names it to the others there, which copy one tensor
+        at a time: eight that read all at once would hold 87 GB of ADM-64's DMD2.
         A state that cannot be read, or whose checksum is wrong, is reported, and the previous one
         is tried.
 
         Raises:
             ValueError: the state belongs to other params, data or weights.
         """
+        found = self._newest_intact() if rank.local == 0 else None
+        file = gather(found, rank)[rank.node]
+        if file is None:
+            return None
+        with opened(file) as (content, about):
+            if own := about.get("fingerprint") == self.fingerprint:
+                _load(content, modules, optimizers)
+        if not own:
+            raise ValueError(
+                f"need a training state of fingerprint {self.fingerprint[:DIGITS]}, got "
+                f"{str(about.get('fingerprint'))[:DIGITS]} in {file}; remove {self.folder}"
+            )
+        return about
+
+    def _newest_intact(self) -> Path | None:
         for file in reversed(self.files()):
             try:
-                tensors, about = read_safetensors(file)
-                if about.get("sha256") != _sha256(tensors):
-                    raise ValueError(f"need tensors with the sha256 in {file}, got others")
+                with opened(file) as (content, about):
+                    intact = about.get("sha256") == _sha256(content.keys(), content.get_tensor)
+                if intact:
+                    return file
+                raise ValueError(f"need tensors with the sha256 in {file}, got others")
             except ValueError as error:
                 print(f"{error}; falling back to the state before it", flush=True)
-                continue
-            if about.get("fingerprint") != self.fingerprint:
-                raise ValueError(
-                    f"need a training state of fingerprint {self.fingerprint[:DIGITS]}, got "
-                    f"{str(about.get('fingerprint'))[:DIGITS]} in {file}; remove {self.folder}"
-                )
-            for name, module in modules.items():
-                module.load_state_dict(_under(tensors, name))
-            for name, optimizer in optimizers.items():
-                restore_optimizer(optimizer, _under(tensors, f"optimizer.{name}"))
-            return about
         return None
 
     def finish(self) -> None:
@@ -178,14 +191,41 @@ class Checkpoints:
         (self.folder / FINISHED).touch()
 
 
-def _sha256(tensors: Mapping[str, Tensor]) -> str:
+def _load(
+    content: Any,  # noqa: ANN401
+    modules: Mapping[str, nn.Module],
+    optimizers: Mapping[str, Optimizer],
+) -> None:
+    """Copy the tensors of an opened state to where they belong.
+
+    Raises:
+        RuntimeError: names or shapes differ.
+    """
+    names = list(content.keys())
+    for module, network in modules.items():
+        network.load_state_dict({k: content.get_tensor(n) for k, n in _under(names, module)})
+    for phase, optimizer in optimizers.items():
+        device = optimizer.param_groups[0]["params"][0].device
+        # moved one by one, so that main memory never holds all moments; PyTorch places the steps
+        restore_optimizer(
+            optimizer,
+            {
+                k: content.get_tensor(n).to("cpu" if k.endswith("/step") else device)
+                for k, n in _under(names, f"optimizer.{phase}")
+            },
+        )
+
+
+def _sha256(names: Iterable[str], tensor: Callable[[str], Tensor]) -> str:
+    """Of the names and bytes of tensors, one of which is read at a time."""
     digest = hashlib.sha256()
-    for name in sorted(tensors):
+    for name in sorted(names):
         digest.update(name.encode())
-        digest.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor(name).contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def _under(names: Iterable[str], prefix: str) -> Iterator[tuple[str, str]]:
+    """Of the names that begin with the prefix, the rest and the whole."""
     start = prefix + "/"
-    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+    return ((name.removeprefix(start), name) for name in names if name.startswith(start))

@@ -19,6 +19,7 @@ from fewstep.data.lmdb import ImageDataset
 from fewstep.distributed import AnyRank, Rank, barrier, gather, over_ranks
 from fewstep.files import replace_folder
 from fewstep.method import Objective, build_method, student_block
+from fewstep.networks.compute import accelerate
 from fewstep.networks.protocol import networks_in
 from fewstep.networks.weights import save_model, save_trained
 from fewstep.params import Params, Student, plain
@@ -35,6 +36,8 @@ from fewstep.training.optimizer import NonFinite, Updates, learning_rate_factor
 from fewstep.training.stopwatch import Stopwatch, peak_memory
 from fewstep.training.validation import Validator
 from fewstep.training.watcher import LOG_ROWS, Watched, Watcher
+
+EARLY = 10.0  # seconds until the progress shows a loss, whether there was a row or not
 
 
 def train(name: str, params: Params, rank: Rank, watcher: Watcher | None = None) -> None:
@@ -98,6 +101,7 @@ class Run:
             self.updates[phase] = Updates(network.train(), *options)
         self.objectives = {p: over_ranks(Objective(self.method, p), rank) for p in self.updates}
         self.averages = Averages(self.method.student, block, how != "loop")
+        accelerate(self.averages.networks["average"], params.performance)  # the one that is scored
         sizes = block.batch, block.batch_gpu, self.total
         self.feed = Feed(dataset, *sizes, params.seed, rank, self.method.other_images)
         self.nonfinite = NonFinite(block.max_nonfinite, rank)
@@ -107,6 +111,7 @@ class Run:
         # only the first rank reports; a trial step has no watcher at all
         self.watcher = watcher if watcher is not None and rank.first else Watcher()
         self.meter, self.stopwatch = Meter(), Stopwatch()
+        self.shown = False  # whether the progress has shown a loss
 
     def resume(self) -> None:
         """Continue from the newest state, if there is one.
@@ -114,7 +119,7 @@ class Run:
         Raises:
             ValueError: not all ranks see the same states.
         """
-        about = self.checkpoints.restore(self.modules(), self.optimizers()) or {}
+        about = self.checkpoints.restore(self.modules(), self.optimizers(), self.rank) or {}
         if about:
             self.nimg, self.best = about["nimg"], about["best"]
             self.stopwatch.before = about["seconds"]
@@ -144,10 +149,10 @@ class Run:
         self.averages.update(self.nimg)
         self.nimg += block.batch
         done = self.nimg >= self.total
-        log = done or self.crossed(block.kimg / (self.params.tracking.log_rows or LOG_ROWS))
+        log = done or self.row_is_due()
         if log or self.nonfinite.due():  # first, because a row has their number
             self.write_nonfinite()
-        text = self.write_row() if log else ""
+        text = self.write_row() if log else self.early_loss()
         if block.phema and (done or self.crossed(block.phema.snapshot_kimg)):
             self.averages.snapshot(self.snapshots, self.nimg, self.rank.first)
         validate = block.validation and (done or self.crossed(block.validation.every_kimg))
@@ -193,6 +198,24 @@ class Run:
         every = max(round(every_kimg * 1000), 1)
         return self.nimg // every > (self.nimg - self.block.batch) // every
 
+    def row_is_due(self) -> bool:
+        """Rows at equal distances, and one more near the start if params ask for it."""
+        tracking = self.params.tracking
+        first = tracking.first_row_kimg
+        begins = first is not None and self.nimg - self.block.batch < first * 1000 <= self.nimg
+        return begins or self.crossed(self.block.kimg / (tracking.log_rows or LOG_ROWS))
+
+    def early_loss(self) -> str:
+        """Once, after ten seconds and if no row came before: text for the progress.
+
+        The first row of a large training is minutes away. Reading the loss waits for the GPU.
+        """
+        if self.shown or not self.rank.first or self.stopwatch.here() < EARLY:
+            return ""
+        self.shown, main = True, self.method.main_loss
+        values = self.meter.means()
+        return f"{main} {values[main]:.4g}" if main in values else ""
+
     def write(self, values: dict[str, Any], times: dict[str, Any] | None = None) -> None:
         self.watcher.write({"nimg": self.nimg, "kimg": self.nimg / 1000, **values}, times)
 
@@ -203,7 +226,7 @@ class Run:
     def write_row(self) -> str:
         """Write a row of means over all ranks since the last row; return text for the progress."""
         values = self.meter.over_ranks(self.rank).means()
-        self.meter = Meter()
+        self.meter, self.shown = Meter(), True
         rate = self.stopwatch.lap(self.nimg)
         times = {
             "seconds": self.stopwatch.seconds(),

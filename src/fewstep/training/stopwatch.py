@@ -23,6 +23,10 @@ class Stopwatch:
     def seconds(self) -> float:
         return self.before + time.monotonic() - self.started
 
+    def here(self) -> float:
+        """Seconds of this process alone."""
+        return time.monotonic() - self.started
+
     def lap(self, nimg: int) -> float:
         """Images per second since the last lap, which ended at an earlier nimg; begins the next."""
         now = time.monotonic()

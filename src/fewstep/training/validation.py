@@ -147,8 +147,10 @@ class Validator:
         self, count: int, read: Callable[[slice], NDArray[np.uint8]]
     ) -> NDArray[np.float32]:
         """Features of all images on every rank; each is extracted on one of them."""
-        mine = rank_images(count, self.rank.index, self.rank.world)
+        extractor, rank = self.extractor, self.rank
+        mine = rank_images(count, rank.index, rank.world, extractor.chunk)
         images = [read(slice(mine.start, mine.stop))] if mine else []
-        found = extract_outputs(self.extractor.outputs, images, workers=self.extractor.workers)
+        workers, chunk = extractor.workers, extractor.chunk
+        found = extract_outputs(extractor.outputs, images, workers=workers, chunk=chunk)
         parts = gather(found.get("features"), self.rank)
         return np.concatenate([part for part in parts if part is not None])
