@@ -6,6 +6,7 @@ tests/data/edm2.npz anew.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -190,4 +191,5 @@ def vectors() -> dict[str, Array]:
 
 
 if __name__ == "__main__":
-    np.savez_compressed(FILE, **{name: v.astype(np.float32) for name, v in vectors().items()})
+    recorded: dict[str, Any] = {name: v.astype(np.float32) for name, v in vectors().items()}
+    np.savez_compressed(FILE, **recorded)

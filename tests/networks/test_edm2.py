@@ -155,7 +155,7 @@ def test_the_magnitude_of_weights_does_not_matter_and_gradients_are_orthogonal_t
     with torch.no_grad():
         along = (gradient * layer.weight).flatten(1).sum(dim=1)
         assert float(along.abs().max()) < 1e-3 * float(gradient.norm())
-        layer.weight *= 30.0
+        layer.weight.mul_(30.0)
         torch.testing.assert_close(layer(x), answer, rtol=1e-3, atol=1e-3)
 
 

@@ -115,18 +115,19 @@ _NETWORK_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _ema(pickle: object) -> Inert:
-    if isinstance(pickle, Inert):
-        name = _persistent(pickle).get("class_name")
+def _ema(snapshot: object) -> Inert:
+    if isinstance(snapshot, Inert):
+        name = _persistent(snapshot).get("class_name")
         raise ValueError(f"need a network under 'ema', got one object of class {_class(name)}")
-    network = require(pickle, dict).get("ema")
+    content: dict[Any, Any] = require(snapshot, dict)
+    network = content.get("ema")
     if network is None:
         raise ValueError("need a network under 'ema', got none: not an EDM pickle")
     name = _persistent(require(network, Inert)).get("class_name")
     if name not in _PRECOND_ARGS:
         known = "EDMPrecond, or EDM2's Precond"
         raise ValueError(f"need a network of class {known}, got {_class(name)}")
-    if isinstance(encoder := pickle.get("encoder"), Inert):
+    if isinstance(encoder := content.get("encoder"), Inert):
         kind = _persistent(encoder).get("class_name")
         if kind != "StandardRGBEncoder":
             raise ValueError(f"need a network of images, got one of the latents of {_class(kind)}")
