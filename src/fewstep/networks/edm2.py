@@ -141,6 +141,9 @@ class EDM2(UNet):
         return self.out_conv(x, self.out_gain)
 
     def after_step(self) -> None:
+        # The paper does this in each forward pass of a training. That would change weights between
+        # the passes of one step (GAN terms, recomputed blocks), whose gradients need them, and
+        # those of a frozen network in train mode.
         for part in self.modules():
             if isinstance(part, MPConv):
                 part.force()
