@@ -450,7 +450,6 @@ checkpoint("wrapped twice", content(safe(renamed("", "module."))), "each tensor 
 for name, message in {
     "input_blocks.0.0.weight": "OpenAI",
     "time_embedding.linear_1.weight": "diffusers",
-    "unet.emb_noise.weight": "EDM2",
     "x_embedder.proj.weight": "DiT",
     "all_modules.0.W": "score_sde",
     "Conv2d_1a_3x3.conv.weight": "Inception",

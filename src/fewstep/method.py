@@ -98,13 +98,20 @@ class Networks:
         self.block, self.params, self.device = block, params, device
         self.about: dict[str, Any] = {}
 
-    def student(self, label_dropout: float = 0.0) -> Denoiser:
-        """The network to train, with the weights of `init_from` if given, else random ones."""
+    def student(self, label_dropout: float = 0.0, uncertainty: bool = False) -> Denoiser:
+        """The network to train, with the weights of `init_from` if given, else random ones.
+
+        Args:
+            uncertainty: the method's loss uses `log_variance`. Otherwise that output, where a
+                network has one, is frozen: ranks would wait for its gradients for ever.
+        """
         block = self.block
         student = self._build(block.dropout, label_dropout, block.dropout_resolutions)
         if block.init_from is not None and self.device.type != "meta":
             start, self.about = load_model(block.init_from, self.params)
             student.load_state_dict(start.state_dict())
+        if student.model.logvar is not None:
+            student.model.logvar.requires_grad_(uncertainty)
         return accelerate(student.to(self.device), self.params.performance)
 
     def teacher(self) -> Denoiser:

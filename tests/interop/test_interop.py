@@ -406,7 +406,7 @@ def test_random_damage_is_refused_or_harmless(canary: Path) -> None:
 
 def test_other_networks_are_refused_by_what_they_are(tmp_path: Path) -> None:
     kwargs = {"img_resolution": 64, "img_channels": 3}
-    refused(tmp_path, pickle.dumps({"ema": persistent("VPPrecond")}), "EDMPrecond, got VPPrecond")
+    refused(tmp_path, pickle.dumps({"ema": persistent("VPPrecond")}), "Precond, got VPPrecond")
     unknown = kwargs | {"model_type": "DiT"}
     refused(tmp_path, teacher(_init_kwargs=unknown), "DhariwalUNet or SongUNet, got DiT")
     refused(tmp_path, teacher(_init_kwargs={"img_channels": 3}), "need int, got NoneType")

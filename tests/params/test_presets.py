@@ -58,7 +58,26 @@ def test_the_teacher_of_imagenet64_is_edms_adm(name: str) -> None:
     assert params.generate.images == 50_000
 
 
-@pytest.mark.parametrize(("name", "millions"), [("imagenet64", 295.9), ("cifar10", 55.7)])
+def test_the_teacher_of_imagenet64_edm2_is_edm2s_of_size_s() -> None:
+    params, edm = preset("imagenet64-edm2"), preset("imagenet64")
+    n = params.network
+    assert (n.type, n.model_channels, n.channel_mult, n.num_blocks) == (
+        "edm2",
+        192,
+        (1, 2, 3, 4),
+        3,
+    )
+    assert (n.attn_resolutions, n.sigma_data) == ((16, 8), 0.5)
+    assert (params.data, params.noise, params.metric) == (edm.data, edm.noise, edm.metric)
+    assert params.students.keys() == edm.students.keys()
+    folder = "https://nvlabs-fi-cdn.nvidia.com/edm2/posthoc-reconstructions"
+    assert params.teacher.url == f"{folder}/edm2-img64-s-1073741-0.075.pkl"
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("imagenet64", 295.9), ("imagenet64-edm2", 280.2), ("cifar10", 55.7)],
+)
 def test_networks_have_the_published_number_of_parameters(name: str, millions: float) -> None:
     import torch
 
@@ -68,7 +87,8 @@ def test_networks_have_the_published_number_of_parameters(name: str, millions: f
 
 
 @pytest.mark.parametrize(
-    "name", ["imagenet64", "imagenet64-cd-seed", "imagenet64-dmd2-seed", "cifar10"]
+    "name",
+    ["imagenet64", "imagenet64-edm2", "imagenet64-cd-seed", "imagenet64-dmd2-seed", "cifar10"],
 )
 def test_presets_for_gpus_never_train_on_a_cpu_but_are_checked_and_planned_there(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -82,9 +102,10 @@ def test_presets_for_gpus_never_train_on_a_cpu_but_are_checked_and_planned_there
 
 # --- the metric and the rows that calibrate it ---------------------------------------------------
 
-LARGE = ["imagenet64", "imagenet64-cd-seed", "imagenet64-dmd2-seed", "cifar10"]
+LARGE = ["imagenet64", "imagenet64-edm2", "imagenet64-cd-seed", "imagenet64-dmd2-seed", "cifar10"]
 CALIBRATION = {  # sampler and network calls of the teacher's rows
     "imagenet64": {("churn", 511), ("heun", 511), ("heun", 79), ("euler", 8)},
+    "imagenet64-edm2": {("heun", 63), ("euler", 8)},
     "cifar10": {("heun", 35), ("euler", 8)},
 }
 
@@ -95,7 +116,7 @@ def test_the_teacher_is_measured_as_published(name: str) -> None:
     rows = [row for row in params.rows.values() if row.model == "teacher"]
     assert all(row.guidance_scale == 1 for row in rows)
     found = {(row.sampler, nfe(row.sampler, row.steps)) for row in rows}
-    assert found == CALIBRATION[name.partition("-")[0]]
+    assert found == CALIBRATION[name.removesuffix("-cd-seed").removesuffix("-dmd2-seed")]
     assert (params.generate.images, params.generate.seed_ranges) == (50_000, 3)
 
 

@@ -16,7 +16,9 @@ from fewstep.data.batch import Batch
 from fewstep.method import Method, Objective, build_method, student_block
 from fewstep.methods import dmd2
 from fewstep.networks.denoiser import Denoiser, one_hot
+from fewstep.networks.edm2 import EDM2Block
 from fewstep.networks.layers import Conv2d, Linear, UNetBlock
+from fewstep.networks.magnitude import MPConv
 from fewstep.networks.registry import build_denoiser
 from fewstep.params import Params, Performance
 from fewstep.planning.flops import forward_flops, matmul_rate
@@ -132,6 +134,13 @@ def by_hand(denoiser: Denoiser, params: Params) -> int:
             total += 2 * module.weight.numel() * output.shape[2] * output.shape[3]
         elif isinstance(module, Linear):
             total += 2 * module.weight.numel()
+        elif isinstance(module, MPConv):
+            pixels = output.shape[2] * output.shape[3] if output.ndim == 4 else 1
+            total += 2 * module.weight.numel() * pixels
+        elif isinstance(module, EDM2Block) and module.heads:
+            pixels = output.shape[2] * output.shape[3]
+            weights = module.attn_qkv.weight.numel() * 4 // 3  # of attn_proj, too
+            total += 4 * pixels**2 * output.shape[1] + 2 * pixels * weights
         elif isinstance(module, UNetBlock) and module.heads:
             pixels = output.shape[2] * output.shape[3]
             weights = module.qkv.cast(torch.float32)[0].numel() * 4 // 3  # of proj, too
@@ -146,7 +155,7 @@ def by_hand(denoiser: Denoiser, params: Params) -> int:
     return total
 
 
-@pytest.mark.parametrize("kind", ["adm", "ddpmpp"])
+@pytest.mark.parametrize("kind", ["adm", "ddpmpp", "edm2"])
 def test_a_forward_pass_is_its_products_counted_by_hand(kind: str, toy: Params) -> None:
     params = replace(toy, network=replace(toy.network, type=kind, attn_resolutions=(16, 8)))
     denoiser = build_denoiser(params)

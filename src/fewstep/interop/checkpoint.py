@@ -27,6 +27,7 @@ from fewstep.quoting import listed, plain
 
 _FOLDER = ("model.safetensors", "pytorch_model.bin")  # the generator in accelerate's folders
 _SHARD = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.(safetensors|bin)")
+_BUFFERS = ("resample_filter", ".freqs", ".phases")  # constants among the weights
 _INCEPTION = (
     "a feature network is not a denoiser; for FID use the weights of torch-fidelity, "
     "weights-inception-2015-12-05-6726825d.pth (params.yaml: metric)"
@@ -90,7 +91,7 @@ def import_checkpoint(
         "source": path.name,
         "sha256": _sha256(files),
         "tensors": len(weights),
-        "parameters": sum(w.numel() for n, w in weights.items() if "resample_filter" not in n),
+        "parameters": sum(w.numel() for n, w in weights.items() if not n.endswith(_BUFFERS)),
         "left_out": [plain(name) for name in left_out],
     }
     # model.json is strict JSON, which has no NaN or infinity

@@ -1,6 +1,6 @@
-"""EDM's pickles (teachers, training snapshots) as a state dict and a config, never executed.
+"""Pickles of EDM and EDM2 (teachers, snapshots) as a state dict and a config, never executed.
 
-EDM's persistence wrapper stores the Python source of a network beside the state of each module.
+Their persistence wrapper stores the Python source of a network beside the state of each module.
 The original loader executes that source; here it is ignored.
 """
 
@@ -24,19 +24,22 @@ def import_edm_pickle(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], 
 
 
 def read_edm_pickle(path: str | os.PathLike[str]) -> tuple[dict[str, Stored], dict[str, Any]]:
-    """Weights and architecture of the `ema` network in a teacher file of EDM (Karras et al. 2022).
+    """Weights and architecture of the `ema` network in a teacher file of EDM (Karras et al. 2022)
+    or EDM2 (Karras et al. 2024).
 
     Returns:
-        The state dict under EDM's names (`model.enc....`), in the file's dtypes, not read yet; and
-        the arguments that built the network (img_resolution, img_channels, label_dim, model_type,
-        model_channels, channel_mult, ...), with EDM's defaults for missing ones. For a training
-        snapshot also `loss`, the class of its loss, and `nimg`, if it records them.
+        The state dict under the file's names (`model.enc....`, EDM2's `unet.enc....`), in the
+        file's dtypes, not read yet; and the arguments that built the network (img_resolution,
+        img_channels, label_dim, model_type, model_channels, channel_mult, ...), with EDM's or
+        EDM2's defaults for missing ones. For a training snapshot also `loss`, the class of its
+        loss, and `nimg`, if it records them.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is truncated, is not an EDM pickle, has another preconditioning than
-            EDMPrecond, claims more than it holds, names something that weights do not need, or
-            passes a budget.
+            EDMPrecond or EDM2's Precond, is of latents instead of images, has other constants than
+            EDM2's configuration G, claims more than it holds, names something that weights do not
+            need, or passes a budget.
     """
     with open(regular(path), "rb") as file:
         if not (size := os.fstat(file.fileno()).st_size):
@@ -59,11 +62,29 @@ def _storage(reader: Reader, data: Span | bytes) -> Storage:
 _CALLS: dict[str, Rule | None] = {**CALLS, "torch.storage._load_from_bytes": _storage}
 
 
-_PRECOND_ARGS = (  # the order of EDMPrecond's positional arguments
-    *("img_resolution", "img_channels", "label_dim", "use_fp16"),
-    *("sigma_min", "sigma_max", "sigma_data", "model_type"),
-)
-_PRECOND_DEFAULTS = {"label_dim": 0, "sigma_data": 0.5, "model_type": "DhariwalUNet"}
+_PRECOND_ARGS = {  # the order of positional arguments
+    "EDMPrecond": (
+        *("img_resolution", "img_channels", "label_dim", "use_fp16"),
+        *("sigma_min", "sigma_max", "sigma_data", "model_type"),
+    ),
+    "Precond": (
+        *("img_resolution", "img_channels", "label_dim", "use_fp16"),
+        *("sigma_data", "logvar_channels"),
+    ),
+}
+_PRECOND_DEFAULTS = {
+    "EDMPrecond": {"label_dim": 0, "sigma_data": 0.5, "model_type": "DhariwalUNet"},
+    "Precond": {"sigma_data": 0.5, "model_type": "EDM2"},
+}
+_CONSTANTS = {  # of EDM2's configuration G, which our network has too
+    "label_balance": 0.5,
+    "concat_balance": 0.5,
+    "res_balance": 0.3,
+    "attn_balance": 0.3,
+    "resample_filter": [1, 1],
+    "channels_per_head": 64,
+    "clip_act": 256,
+}
 # The files contain only arguments that were given; these are the defaults in EDM's code.
 _NETWORK_DEFAULTS: dict[str, dict[str, Any]] = {
     "DhariwalUNet": {
@@ -85,19 +106,31 @@ _NETWORK_DEFAULTS: dict[str, dict[str, Any]] = {
         "channel_mult_noise": 1,
         "resample_filter": [1, 1],
     },
+    "EDM2": {
+        "model_channels": 192,
+        "channel_mult": [1, 2, 3, 4],
+        "num_blocks": 3,
+        "attn_resolutions": [16, 8],
+    },
 }
 
 
-def _ema(pickle: object) -> Inert:
-    if isinstance(pickle, Inert):
-        name = _persistent(pickle).get("class_name")
+def _ema(snapshot: object) -> Inert:
+    if isinstance(snapshot, Inert):
+        name = _persistent(snapshot).get("class_name")
         raise ValueError(f"need a network under 'ema', got one object of class {_class(name)}")
-    network = require(pickle, dict).get("ema")
+    content: dict[Any, Any] = require(snapshot, dict)
+    network = content.get("ema")
     if network is None:
         raise ValueError("need a network under 'ema', got none: not an EDM pickle")
     name = _persistent(require(network, Inert)).get("class_name")
-    if name != "EDMPrecond":
-        raise ValueError(f"need a network of class EDMPrecond, got {_class(name)}")
+    if name not in _PRECOND_ARGS:
+        known = "EDMPrecond, or EDM2's Precond"
+        raise ValueError(f"need a network of class {known}, got {_class(name)}")
+    if isinstance(encoder := content.get("encoder"), Inert):
+        kind = _persistent(encoder).get("class_name")
+        if kind != "StandardRGBEncoder":
+            raise ValueError(f"need a network of images, got one of the latents of {_class(kind)}")
     return network
 
 
@@ -154,15 +187,22 @@ def _state_dict(network: Inert, size: int) -> dict[str, Stored]:
 
 
 def _config(network: Inert) -> dict[str, Any]:
-    attributes = _attributes(network)
+    attributes, kind = _attributes(network), _persistent(network)["class_name"]
     args = require(attributes.get("_init_args", ()), tuple)
-    given = dict(zip(_PRECOND_ARGS, args, strict=False))
+    given = dict(zip(_PRECOND_ARGS[kind], args, strict=False))
     given |= require(attributes.get("_init_kwargs"), dict)
     within(len(given), 64, "arguments of a network")
-    config = _PRECOND_DEFAULTS | {_class(name): _plain(value) for name, value in given.items()}
+    config = _PRECOND_DEFAULTS[kind] | {
+        _class(name): _plain(value) for name, value in given.items()
+    }
     model_type = require(config["model_type"], str)
     if model_type not in _NETWORK_DEFAULTS:
         raise ValueError(f"need a network DhariwalUNet or SongUNet, got {_class(model_type)}")
+    for name, ours in _CONSTANTS.items():
+        if kind == "Precond" and (theirs := config.get(name, ours)) != ours:
+            raise ValueError(
+                f"need {name} {ours}, as in EDM2's configuration G, got {quoted(theirs)}"
+            )
     for name in ("img_resolution", "img_channels"):
         require(config.get(name), int)
     return _NETWORK_DEFAULTS[model_type] | config

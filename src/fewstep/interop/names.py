@@ -13,7 +13,8 @@ from fewstep.interop.tensors import Stored
 from fewstep.interop.torch_file import TRAINING_STATE
 from fewstep.quoting import listed, plain, quoted
 
-_ANCHOR = "map_layer0.weight"  # exactly once in every network of EDM
+_ANCHORS = ("map_layer0.weight", "emb_noise.weight")  # one, once, in every network of EDM or EDM2
+_UNET, _LOGVAR = "unet.", "logvar_"  # EDM2's network, and beside it what we have inside: `logvar.`
 _UNUSED = "model.map_augment.weight"  # for EDM's augmentations, which sampling does not use
 _WRAPPERS = ("module", "_orig_mod")
 _DEPTH = 6  # of dicts around a state dict
@@ -22,7 +23,6 @@ _OTHERS = {  # by names that they have and networks of EDM do not
     r"Conv2d_1a_3x3\.": "Inception, a feature network",
     r"(^|\.)input_blocks\.0\.0\.": "a U-Net of OpenAI's code (guided-diffusion)",
     r"(^|\.)time_embedding\.linear_1\.": "a U-Net of diffusers",
-    r"(^|\.)emb_fourier\.|(^|\.)emb_noise\.": "a network of EDM2",
     r"(^|\.)x_embedder\.": "a diffusion transformer (DiT)",
     r"(^|\.)all_modules\.\d": "a network of Song's score_sde",
 }
@@ -72,15 +72,18 @@ def one_network(
         ValueError: none, or several without a choice.
     """
     unwrapped = _unwrapped(tensors)
-    prefixes = [n.removesuffix(_ANCHOR) for n in unwrapped if _is_anchor(n)]
+    prefixes = [n.removesuffix(anchor) for n in unwrapped for anchor in _ANCHORS if _is(anchor, n)]
     if not prefixes:
-        raise ValueError(f"need model.{_ANCHOR} of EDM's networks, got {_what(tensors)}")
+        raise ValueError(f"need model.{_ANCHORS[0]} of EDM's networks, got {_what(tensors)}")
     prefix = _choose(sorted(prefixes), chosen)
     deeper = tuple(p for p in prefixes if p != prefix and p.startswith(prefix))
     network, left_out = {}, []
+    beside = prefix.removesuffix(_UNET) + _LOGVAR
     for name, original in unwrapped.items():
         inside = name.startswith(prefix) and not (deeper and name.startswith(deeper))
         ours = f"model.{name.removeprefix(prefix)}"
+        if prefix.endswith(_UNET) and name.startswith(beside):
+            inside, ours = True, f"model.logvar.{name.removeprefix(beside)}"
         if inside and ours != _UNUSED:
             network[ours] = tensors[original]
         else:
@@ -99,14 +102,14 @@ def _unwrapped(tensors: Mapping[str, Stored]) -> dict[str, str]:
     return found
 
 
-def _is_anchor(name: str) -> bool:
-    return name == _ANCHOR or name.endswith(f".{_ANCHOR}")
+def _is(anchor: str, name: str) -> bool:
+    return name == anchor or name.endswith(f".{anchor}")
 
 
 def _label(prefix: str) -> str:
     """`ema.model.` as people call it: ema."""
     parts = prefix.split(".")[:-1]
-    return ".".join(parts[:-1] if parts[-1:] == ["model"] else parts)
+    return ".".join(parts[:-1] if parts[-1:] in (["model"], ["unet"]) else parts)
 
 
 def _choose(prefixes: list[str], chosen: str | None) -> str:

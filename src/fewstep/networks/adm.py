@@ -7,12 +7,12 @@ from torch import Tensor
 
 from fewstep.networks.layers import Conv2d, GroupNorm, Init, Linear, Style
 from fewstep.networks.protocol import Architecture
-from fewstep.networks.unet import UNet
+from fewstep.networks.unet import EDMUNet
 
 _INIT = Init("kaiming_uniform", gain=3**-0.5, bias_gain=3**-0.5)
 
 
-class ADM(UNet):
+class ADM(EDMUNet):
     """Embeddings scale and shift; every decoder block of a level attends; 64 channels a head.
 
     Parameters have the names of EDM's checkpoints (`DhariwalUNet`), which load as they are.

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from fewstep.networks.layers import Conv2d, GroupNorm, Init, Linear, Style
 from fewstep.networks.protocol import Architecture
-from fewstep.networks.unet import UNet
+from fewstep.networks.unet import EDMUNet
 
 
-class DDPMpp(UNet):
+class DDPMpp(EDMUNet):
     """Embeddings shift only; residual sums are scaled by sqrt(1/2); one head.
 
     Parameters have the names of EDM's checkpoints (`SongUNet`), which load as they are.

@@ -39,6 +39,10 @@ class Denoiser(nn.Module):
         F_x = self.model((c_in * x).to(self.dtype), c_noise, labels)
         return c_skip * x + c_out * F_x.to(torch.float32)
 
+    def log_variance(self, sigma: Tensor) -> Tensor | None:
+        """u(sigma), (B,), of sigma (B,), where the network has such an output (EDM2, eq. 16)."""
+        return None if self.model.logvar is None else self.model.logvar(sigma.log() / 4)
+
     def bottleneck(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
         """The network's bottleneck for preconditioned x, float32, shape (B, C', H', W')."""
         x, _, c_in, c_noise = self.precondition(x, sigma)

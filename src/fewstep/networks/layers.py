@@ -179,18 +179,23 @@ class Style:
         return x if self.skip_scale == 1 else x * self.skip_scale
 
     def heads(self, channels: int) -> int:
-        """How many heads attend over that many channels.
+        """How many heads attend over that many channels."""
+        return heads_of(channels, self.channels_per_head)
 
-        Raises:
-            ValueError: the heads would not be of equal width.
-        """
-        heads = max(channels // self.channels_per_head, 1) if self.channels_per_head else 1
-        if channels % heads:
-            raise ValueError(
-                f"need channels divisible by their heads where attention is, got {channels} and "
-                f"{heads} (params.yaml: network.model_channels, network.channel_mult)"
-            )
-        return heads
+
+def heads_of(channels: int, channels_per_head: int | None) -> int:
+    """How many heads attend over that many channels; at least one, and one for None.
+
+    Raises:
+        ValueError: the heads would not be of equal width.
+    """
+    heads = max(channels // channels_per_head, 1) if channels_per_head else 1
+    if channels % heads:
+        raise ValueError(
+            f"need channels divisible by their heads where attention is, got {channels} and "
+            f"{heads} (params.yaml: network.model_channels, network.channel_mult)"
+        )
+    return heads
 
 
 class UNetBlock(Block):

@@ -39,10 +39,12 @@ class Block(nn.Module):
         resolution: height and width of its output.
         attention: how its attention is computed, where it has any.
         recompute: the backward pass computes the activations again instead of keeping them.
+        takes_skip: its input is joined by an encoder output (in the decoder of a U-Net).
     """
 
     attention: Attention
     recompute = False
+    takes_skip = False
 
     def __init__(self, resolution: int) -> None:
         super().__init__()
@@ -63,6 +65,8 @@ class Network(nn.Module):
     Attributes:
         label_dropout: probability with which train mode zeroes a label row.
         layout: the order in which activations lie in memory.
+        logvar: u(sigma) (B,) from c_noise (B,), which weights the denoising loss (EDM2, eq. 16);
+            None in networks without one. Only `denoising` trains it.
         bottleneck_channels: C' of what `encode` returns.
         bottleneck_resolution: H' and W' of what `encode` returns.
     """
@@ -74,6 +78,8 @@ class Network(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.label_dropout = architecture.label_dropout
+        # an attribute of the class would hide the module that a subclass sets
+        self.logvar: nn.Module | None = None
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor) -> Tensor:
         """F, of the shape of x.

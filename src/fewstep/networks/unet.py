@@ -1,10 +1,10 @@
-"""Encoder and decoder with skip connections, which ADM and DDPM++ have in common."""
+"""Encoder and decoder with skip connections, which all our networks have in common."""
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.networks.layers import Conv2d, Linear, PositionalEmbedding, Style, UNetBlock
-from fewstep.networks.protocol import Architecture, Network
+from fewstep.networks.protocol import Architecture, Block, Network
 
 
 class UNet(Network):
@@ -14,27 +14,24 @@ class UNet(Network):
     them: another order gives other weights for the same seed.
 
     Attributes:
-        style: what its blocks are like.
-        endpoint: the lowest frequency of the embedding is 1 / 10000 itself.
         attends_last: in the decoder only the last block of a level has attention, not every one.
     """
 
-    style: Style
     attends_last: bool
-    endpoint: bool
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)
-        width = architecture.model_channels
-        self.architecture, self.n_emb = architecture, 4 * width
-        self.map_noise = PositionalEmbedding(width, self.endpoint)
-        self.map_layer0 = Linear(width, self.n_emb, self.style.init)
-        self.map_layer1 = Linear(self.n_emb, self.n_emb, self.style.init)
+        self.architecture = architecture
 
-    def block(self, resolution: int, n_in: int, n_out: int, **kind: bool) -> UNetBlock:
+    def first(self, channels: int, width: int) -> nn.Module:
+        """The layer that sees the images."""
+        raise NotImplementedError
+
+    def block(
+        self, resolution: int, n_in: int, n_out: int, decoder: bool = False, **kind: bool
+    ) -> Block:
         """A block with that output; `kind` may turn on attention, up, down and takes_skip."""
-        dropout = self.architecture.dropout_at(resolution)
-        return UNetBlock(resolution, n_in, n_out, self.n_emb, self.style, dropout, **kind)
+        raise NotImplementedError
 
     def build_levels(self, width: int) -> int:
         """Make `enc`, whose first convolution has `width` channels, and `dec`; dec's channels."""
@@ -48,7 +45,7 @@ class UNet(Network):
         for level, mult in enumerate(a.channel_mult):
             res = a.resolution >> level
             if level == 0:
-                self.enc[f"{res}x{res}_conv"] = Conv2d(a.channels, width, 3, self.style.init)
+                self.enc[f"{res}x{res}_conv"] = self.first(a.channels, width)
             else:
                 self.enc[f"{res}x{res}_down"] = self.block(res, widths[-1], widths[-1], down=True)
                 widths.append(widths[-1])
@@ -66,15 +63,15 @@ class UNet(Network):
         for level, mult in reversed(list(enumerate(a.channel_mult))):
             res = a.resolution >> level
             if level == len(a.channel_mult) - 1:
-                self.dec[f"{res}x{res}_in0"] = self.block(res, width, width, attention=True)
-                self.dec[f"{res}x{res}_in1"] = self.block(res, width, width)
+                self.dec[f"{res}x{res}_in0"] = self.block(res, width, width, True, attention=True)
+                self.dec[f"{res}x{res}_in1"] = self.block(res, width, width, True)
             else:
-                self.dec[f"{res}x{res}_up"] = self.block(res, width, width, up=True)
+                self.dec[f"{res}x{res}_up"] = self.block(res, width, width, True, up=True)
             for i in range(a.num_blocks + 1):
                 attends = i == a.num_blocks or not self.attends_last
                 kind = {"attention": attends and res in a.attn_resolutions, "takes_skip": True}
                 n_in, width = width + skips.pop(), a.model_channels * mult
-                self.dec[f"{res}x{res}_block{i}"] = self.block(res, n_in, width, **kind)
+                self.dec[f"{res}x{res}_block{i}"] = self.block(res, n_in, width, True, **kind)
         return width
 
     def embed(self, c_noise: Tensor, labels: Tensor) -> Tensor:
@@ -84,6 +81,10 @@ class UNet(Network):
     def output(self, x: Tensor) -> Tensor:
         """The image (B, C, H, W) from what the last block leaves."""
         raise NotImplementedError
+
+    def join(self, x: Tensor, skip: Tensor) -> Tensor:
+        """The input of a decoder block from what is below it and an encoder output."""
+        return torch.cat([x, skip], dim=1)
 
     def descend(self, x: Tensor, emb: Tensor) -> list[Tensor]:
         """Outputs of all encoder stages; the last is the bottleneck (B, C', H', W')."""
@@ -102,6 +103,35 @@ class UNet(Network):
         skips = self.descend(x, emb)
         x = skips[-1]
         for block in self.dec.values():
-            if isinstance(block, UNetBlock):
-                x = block(torch.cat([x, skips.pop()], dim=1) if block.takes_skip else x, emb)
+            if isinstance(block, Block):
+                x = block(self.join(x, skips.pop()) if block.takes_skip else x, emb)
         return self.output(x)
+
+
+class EDMUNet(UNet):
+    """What ADM and DDPM++ have in common beyond that: blocks with norms, and the embedding.
+
+    Attributes:
+        style: what its blocks are like.
+        endpoint: the lowest frequency of the embedding is 1 / 10000 itself.
+    """
+
+    style: Style
+    endpoint: bool
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__(architecture)
+        width = architecture.model_channels
+        self.n_emb = 4 * width
+        self.map_noise = PositionalEmbedding(width, self.endpoint)
+        self.map_layer0 = Linear(width, self.n_emb, self.style.init)
+        self.map_layer1 = Linear(self.n_emb, self.n_emb, self.style.init)
+
+    def first(self, channels: int, width: int) -> Conv2d:
+        return Conv2d(channels, width, 3, self.style.init)
+
+    def block(
+        self, resolution: int, n_in: int, n_out: int, decoder: bool = False, **kind: bool
+    ) -> UNetBlock:
+        dropout = self.architecture.dropout_at(resolution)
+        return UNetBlock(resolution, n_in, n_out, self.n_emb, self.style, dropout, **kind)

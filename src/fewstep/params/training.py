@@ -178,9 +178,9 @@ class Teacher:
     """Either `url` and `sha256` are set (a file to download), or `train` is."""
 
     url: Url | None = None
-    """the weights. Safetensors, or a `.pkl` of EDM, which is read without executing it. Refused, by
-    name, are networks of another preconditioning than `EDMPrecond`: `VPPrecond`, `VEPrecond` and
-    `iDDPMPrecond` of EDM's baselines, `Precond` of EDM2"""
+    """the weights. Safetensors, or a `.pkl` of EDM or EDM2, which is read without executing it.
+    Refused, by name, are `VPPrecond`, `VEPrecond` and `iDDPMPrecond` of EDM's baselines, which are
+    networks of another preconditioning, and EDM2's networks of latents"""
     sha256: Sha256 | None = None
     """checksum of the file at url. `unknown` is refused when the file is wanted, with the checksum
     that it has (an unknown sha256, above)"""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fewstep.download import downloads
 from fewstep.method import Method, build_method
 from fewstep.networks.denoiser import Denoiser
-from fewstep.networks.layers import UNetBlock, fused_attention
+from fewstep.networks.layers import fused_attention
 from fewstep.networks.registry import build_denoiser
 from fewstep.params import Params, Row, Student, key_of
 from fewstep.paths import trained
@@ -186,7 +186,7 @@ def saved_bytes(denoiser: Denoiser, params: Params) -> Saved:
 def _kept(denoiser: Denoiser, call: ConditionalDenoise, params: Params, images: int) -> int:
     """Bytes of the storages that a call saves for its backward pass, without the weights."""
     d, kept = params.data, dict[int, torch.UntypedStorage]()
-    for block in (m for m in denoiser.modules() if isinstance(m, UNetBlock)):
+    for block in denoiser.model.blocks():
         if block.attention is fused_attention:
             block.attention = _fused_attention
     own = {p.untyped_storage()._cdata for p in denoiser.parameters()}

@@ -52,6 +52,14 @@ def denoising_loss(D_x: Tensor, y: Tensor, sigma: Tensor, sigma_data: float) -> 
     return per_image(loss_weight("edm", sigma, sigma_data)) * (D_x - y) ** 2
 
 
+def uncertainty_loss(loss: Tensor, log_variance: Tensor) -> Tensor:
+    """loss / e^u + u (EDM2, eqs. 14-16), elementwise: least at u = ln E[loss].
+
+    Then every noise level contributes gradients of the same size, whatever its loss.
+    """
+    return loss * (-log_variance).exp() + log_variance
+
+
 def loss_weight(kind: str, sigma: Tensor, sigma_data: float) -> Tensor:
     """Weight of a loss at sigma; has the shape of sigma.
 

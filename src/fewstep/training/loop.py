@@ -94,6 +94,8 @@ class Run:
         torch.manual_seed(params.seed)  # for initial weights that come from no file
         self.method = build_method(block, params, rank.device)
         how = params.performance.updates
+        for module in self.method.trained.values():
+            self.settle(module)  # weights that were imported, too
         self.updates: dict[str, Updates] = {}
         for phase, network in self.method.trained.items():
             rate = self.method.rates.get(phase, block.lr)
@@ -172,8 +174,9 @@ class Run:
         """
         # A loss runs through networks of other phases. Their gradients would cost time and memory,
         # and be added to those of their own phase.
-        for other, module in self.method.trained.items():
-            module.requires_grad_(other == phase)
+        for other, updates in self.updates.items():
+            for parameter in updates.parameters:
+                parameter.requires_grad_(other == phase)
         updates, objective, losses = self.updates[phase], self.objectives[phase], []
         for place, batch in enumerate(batches):
             # dropout draws from the global generator; `prepare` too, when it runs the student
@@ -187,11 +190,15 @@ class Run:
             losses.append(loss.detach())
         norm = updates.step(self.nimg, self.method.rate_factor(self.nimg / 1000))
         self.method.after_update(phase)
-        for network in networks_in(self.method.trained[phase]):
-            network.after_step()
+        self.settle(self.method.trained[phase])
         self.meter.add({f"grad_norm_{phase}": (norm.double(), torch.ones_like(norm).double())})
         # noted, not read: reading the norm would make the CPU wait for the GPU at every step
         self.nonfinite.note(phase, self.nimg, norm, torch.stack(losses).mean())
+
+    def settle(self, module: nn.Module) -> None:
+        """Bring the weights of the networks inside a module to what each step leaves them at."""
+        for network in networks_in(module):
+            network.after_step()
 
     def crossed(self, every_kimg: float) -> bool:
         """Whether this iteration's images passed a multiple of that many thousand."""

@@ -49,7 +49,8 @@ class Updates:
         updates: str = "fused",
         betas: tuple[float, float] | None = None,
     ) -> None:
-        self.parameters, self.block, self.rate = list(network.parameters()), block, rate
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.block, self.rate = block, rate
         self.foreach = updates != "loop"
         kinds = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "radam": torch.optim.RAdam}
         self.fused = updates == "fused" and block.optimizer != "radam"
