@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fewstep.distributed import to_device
 from fewstep.networks.denoiser import one_hot
-from fewstep.params import Generate, Params, Row
+from fewstep.params import Generate, Row
+from fewstep.params.described import Described
 from fewstep.theory.guidance import guided
 from fewstep.theory.noise import Schedule
 from fewstep.theory.sample import SeededNoise, sample, to_uint8
@@ -26,7 +27,7 @@ Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 @torch.no_grad()
 def generate_batches(
-    params: Params,
+    params: Described,
     row: Row,
     denoiser: ConditionalDenoise,
     grid: Schedule,

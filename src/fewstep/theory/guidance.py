@@ -17,7 +17,7 @@ def guided(denoise: ConditionalDenoise, scale: float) -> ConditionalDenoise:
 
     def denoise_guided(x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
         both = torch.cat([labels, torch.zeros_like(labels)])
-        sigmas = sigma.reshape(-1).expand(len(x)).repeat(2)
+        sigmas = sigma.reshape(-1).expand(x.shape[0]).repeat(2)
         D_c, D_0 = denoise(torch.cat([x, x]), sigmas, both).chunk(2)
         return D_0 + scale * (D_c - D_0)
 
