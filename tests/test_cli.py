@@ -29,7 +29,7 @@ def test_help_imports_nothing_slow() -> None:
 
 
 COMMANDS = """build-lmdb check code compare download-all download-data download-model
-download-teacher fid generate import phema plan preflight ref-stats results-table sample sweep
+download-teacher export fid generate import phema plan preflight ref-stats results-table sample sweep
 train""".split()
 
 

@@ -61,6 +61,7 @@ class Network(nn.Module):
     """F(x; c_noise, labels), built from an Architecture.
 
     Attributes:
+        architecture: what it was built from.
         label_dropout: probability with which train mode zeroes a label row.
         layout: the order in which activations lie in memory.
         bottleneck_channels: C' of what `encode` returns.
@@ -73,7 +74,7 @@ class Network(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.label_dropout = architecture.label_dropout
+        self.architecture, self.label_dropout = architecture, architecture.label_dropout
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor) -> Tensor:
         """F, of the shape of x.

@@ -26,7 +26,7 @@ class UNet(Network):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)
         width = architecture.model_channels
-        self.architecture, self.n_emb = architecture, 4 * width
+        self.n_emb = 4 * width
         self.map_noise = PositionalEmbedding(width, self.endpoint)
         self.map_layer0 = Linear(width, self.n_emb, self.style.init)
         self.map_layer1 = Linear(self.n_emb, self.n_emb, self.style.init)
