@@ -15,7 +15,6 @@ _HOMES = {
     "Model": "fewstep.model",
     "score": "fewstep.metrics.images",
 }
-__all__ = ["Model", "__version__", "load", "score"]  # noqa: F822
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
@@ -27,4 +26,4 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_HOMES, "__version__"})

@@ -61,8 +61,8 @@ def _front(order: Order) -> str:
 def _licence(order: Order) -> str:
     if order.license is None:
         return (
-            f"Licence of the weights: **{UNSTATED}**. {DERIVED} Before you publish or use them, find "
-            "out the licences of the teacher and the training data named above."
+            f"Licence of the weights: **{UNSTATED}**. {DERIVED} Before you publish or use them, "
+            "find out the licences of the teacher and the training data named above."
         )
     return f"Licence of the weights, as stated by who exported them: {order.license}. {DERIVED}"
 
@@ -79,8 +79,7 @@ def _results(order: Order) -> str:
         cells += [measured(row.get("value"), row.get("std")), f"{row.get('images', 0):,}"]
         lines.append(f"| {' | '.join(cells)} |")
     data = plain_text(rows[0].get("reference_images", "some"))
-    return "\n".join(lines) + f"\n\nDistances to {data} training images; lower is better." + (
-        " FD-EffLite0 is no FID and compares with no published FID."
-        if any(row.get("metric") == "FD-EffLite0" for row in rows)
-        else ""
-    )
+    lines += ["", f"Distances to {data} training images; lower is better."]
+    if any(row.get("metric") == "FD-EffLite0" for row in rows):
+        lines.append("FD-EffLite0 is no FID and compares with no published FID.")
+    return "\n".join(lines)

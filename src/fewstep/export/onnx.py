@@ -13,7 +13,7 @@ from torch.export import Dim
 
 from fewstep.export import needed
 from fewstep.export.order import Order
-from fewstep.export.program import Program, inputs, names_of, portable
+from fewstep.export.program import Program, inputs, names_of, portable, traced_quietly
 from fewstep.files import atomic_path
 from fewstep.model import Model
 from fewstep.networks.denoiser import Denoiser
@@ -85,11 +85,10 @@ def _example(student: Model, row: Row) -> tuple[Tensor, ...]:
 
 def _exported(program: nn.Module, example: tuple[Tensor, ...], names: Any, output: str) -> Any:  # noqa: ANN401
     """The ONNX model of a module, whose batches may be of any size."""
-    import onnxscript
-
+    onnxscript: Any = needed("onnxscript")
     batch = Dim("batch", min=1)
     shapes = tuple({0: batch} if e.ndim else None for e in example)
-    traced = torch.export.export(program, example, dynamic_shapes=shapes)
+    traced = traced_quietly(program, example, shapes)
     domain: Any = onnxscript.values.Opset(DOMAIN, 1)
     call = onnxscript.values.Op(domain, CALL, op_schema=_schema())
 
@@ -120,8 +119,7 @@ def _named(model: Any) -> Any:  # noqa: ANN401
 
 def _schema() -> Any:  # noqa: ANN401
     """What the function takes and returns."""
-    from onnx.defs import OpSchema
-
+    OpSchema: Any = needed("onnx.defs").OpSchema
     kinds = dict(zip(_INPUTS, ("double", "double", "float"), strict=True))
     given = [OpSchema.FormalParameter(n, f"tensor({kind})") for n, kind in kinds.items()]
     returned = [OpSchema.FormalParameter("D_x", "tensor(float)")]
@@ -130,11 +128,9 @@ def _schema() -> Any:  # noqa: ANN401
 
 def _join(sampler: Any, network: Any) -> Any:  # noqa: ANN401
     """The sampler's model, with the network as a function; the weights stand once, in the graph."""
-    from onnx import FunctionProto
-
     weights = [w.name for w in network.graph.initializer]
     given = [i.name for i in network.graph.input]
-    function = FunctionProto(domain=DOMAIN, name=CALL)
+    function = needed("onnx").FunctionProto(domain=DOMAIN, name=CALL)
     function.input.extend([*given, *(f"{DOMAIN}.{name}" for name in weights)])
     function.output.extend(o.name for o in network.graph.output)
     function.node.extend(network.graph.node)

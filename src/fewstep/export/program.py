@@ -1,10 +1,13 @@
 """A whole sampler as one function of tensors, which exporters can trace."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from fewstep.model import Model
 from fewstep.networks.denoiser import Denoiser
@@ -26,9 +29,7 @@ class Program(nn.Module):
         grid: the noise levels that the row's steps cut.
     """
 
-    def __init__(
-        self, denoise: ConditionalDenoise, row: Row, grid: Schedule, classes: int
-    ) -> None:
+    def __init__(self, denoise: ConditionalDenoise, row: Row, grid: Schedule, classes: int) -> None:
         super().__init__()
         self.denoise, self.row, self.classes = denoise, row, classes
         self.sigmas = grid.nodes(row.steps).tolist()
@@ -63,6 +64,15 @@ def inputs(student: Model, row: Row, seeds: Sequence[int]) -> tuple[Tensor, ...]
     labels = torch.tensor([seed % student.classes for seed in seeds])
     noise = [stream() for _ in range(draws(row))]
     return (latents, labels, torch.stack(noise, dim=1)) if noise else (latents, labels)
+
+
+def traced_quietly(
+    program: nn.Module, example: tuple[Tensor, ...], shapes: tuple[Any, ...]
+) -> ExportedProgram:
+    """A `torch.export` program, without PyTorch's warnings about its own internals."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return torch.export.export(program, example, dynamic_shapes=shapes)
 
 
 def names_of(row: Row) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import torch
 from torch.export import Dim
 
 from fewstep.export.order import Order
-from fewstep.export.program import Program, inputs, portable
+from fewstep.export.program import Program, inputs, portable, traced_quietly
 from fewstep.files import atomic_path
 
 SUFFIX = ".pt2"
@@ -26,6 +26,6 @@ def write(order: Order, path: Path) -> None:
     example = inputs(student, row, range(2))
     batch = Dim("batch", min=1)
     shapes = tuple({0: batch} for _ in example)
-    exported = torch.export.export(program, example, dynamic_shapes=shapes)
+    exported = traced_quietly(program, example, shapes)
     with atomic_path(path) as temporary:
         torch.export.save(exported, temporary, extra_files=order.notes())

@@ -62,9 +62,7 @@ def score(
                 f"{quoted(about.get('features'))} {quoted(about.get('sha256'), 12)} in {file}"
             )
         stats = load_reference(file).stats
-    return {
-        extractor.label: frechet_distance(gaussian_stats(_features(extractor, images)), stats)
-    }
+    return {extractor.label: frechet_distance(gaussian_stats(_features(extractor, images)), stats)}
 
 
 def _check(images: NDArray[np.uint8], what: str) -> None:

@@ -58,7 +58,7 @@ def run(
     name = source.name if "@" in source.name else name_of(source)
     path = out or EXPORTS / f"{name}-{to}{form.SUFFIX}"
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"need a place that is free, got {path}; remove it, or name another: --out")
+        raise ValueError(f"need a place that is free, got {path}; remove it, or use --out")
     student = load(source, device="cpu", sigma_data=sigma_data)
     order = Order(student, student.row(sampler, steps, guidance), source, license)
     form.write(order, path)
