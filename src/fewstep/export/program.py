@@ -21,6 +21,16 @@ from fewstep.theory.solve import ConditionalDenoise
 PORTABLE = Performance(layout="contiguous", norm="plain", attention="fused")  # no kernels of ours
 
 
+class Levels(list[Tensor]):
+    """A schedule (steps + 1,) as scalars: a trace knows their values, and not a tensor's entries.
+
+    Heun's sampler compares them with 0.
+    """
+
+    def to(self, *_: object) -> "Levels":
+        return self
+
+
 class Program(nn.Module):
     """Latents and labels in, images out; steps, sampler and guidance are built in.
 
@@ -42,8 +52,7 @@ class Program(nn.Module):
             labels: class indices, int64, (B,); -1 is no label.
             noise: standard normal, float32, (B, `draws`, C, H, W), for a sampler that draws.
         """
-        # constants of the trace, as samplers compare them
-        sigmas = torch.tensor(self.sigmas, dtype=torch.float64)
+        sigmas: Any = Levels(torch.tensor(sigma, dtype=torch.float64) for sigma in self.sigmas)
         rows = (labels[:, None] == torch.arange(self.classes)).to(torch.float32)
         parts = iter(() if noise is None else noise.unbind(1))
         denoise = guided(self.denoise, self.row.guidance_scale)
