@@ -9,7 +9,7 @@ from PIL import Image
 from experiment import set_up
 from fewstep.cli import main
 from fewstep.networks.weights import read_safetensors, save_model
-from fewstep.params import Params
+from fewstep.params import Params, plain
 from fewstep.paths import MODELS, trained
 from fewstep.stages import generate
 from fewstep.stages.sample import parse
@@ -144,3 +144,34 @@ def test_what_cannot_be_drawn_is_refused(arguments: str, message: str, toy: Para
 
 def test_lists_of_numbers() -> None:
     assert parse("0-3,7, 5", "--seeds") == [0, 1, 2, 3, 7, 5]
+
+
+def test_each_run_has_a_folder_of_its_own(toy: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    few = "--seeds 0 --steps 1 --sampler ddim"
+    main(f"sample teacher {few}".split())
+    main(f"sample artifacts/models/teacher/model.safetensors {few} --classes 3".split())
+    pictures = Path("artifacts/pictures")
+    assert {p.name for p in pictures.iterdir()} == {"teacher", "teacher-2"}
+    assert (pictures / "teacher" / "000000-class0.png").exists()
+    assert (pictures / "teacher-2" / "000000-class3.png").exists()
+    assert "in artifacts/pictures/teacher-2" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="need a folder that is new or empty, got artifacts/pict"):
+        main(f"sample teacher {few} --out {pictures / 'teacher'}".split())
+    assert len(list((pictures / "teacher").iterdir())) == 3
+
+
+def test_a_file_is_sampled_as_its_own_json_says_whatever_the_params_describe(toy: Params) -> None:
+    weights, _ = read_safetensors(MODELS / "teacher" / "model.safetensors")
+    about = {
+        "name": "cd",
+        "network": plain(toy.network),
+        "data": plain(toy.data),
+        "sampling": SAID | {"steps": 2},
+    }
+    save_model(Path("away"), weights, about)
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("model_channels: 16", "model_channels: 32"))
+    main("sample away/model.safetensors --seeds 0-3 --out o".split())
+    with pytest.warns(UserWarning, match="cd was trained for 2 steps and is sampled in 3"):
+        main("sample away --seeds 0-3 --steps 3 --out p".split())
+    assert images("o").shape == (4, 1, 16, 16) and not np.array_equal(images("o"), images("p"))
