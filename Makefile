@@ -79,5 +79,5 @@ preset: ## copy config/NAME.yaml to params.yaml (make preset NAME=fmnist16)
 	@echo "params.yaml is now config/$(NAME).yaml; run it with make repro"
 
 constraints: setup ## pin the tested versions in constraints.txt, with uv
-	echo 'torch==2.13.0' | uv pip compile -q --universal --python-version 3.11 --extra dev --strip-extras --no-header --no-annotate -c /dev/stdin pyproject.toml -o constraints.txt
+	echo 'torch==2.13.0' | uv pip compile -q --universal --python-version 3.11 --extra dev --extra export --strip-extras --no-header --no-annotate -c /dev/stdin pyproject.toml -o constraints.txt
 	sed -i '1i # What was tested together. Made by: make constraints' constraints.txt

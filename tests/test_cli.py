@@ -29,8 +29,8 @@ def test_help_imports_nothing_slow() -> None:
 
 
 COMMANDS = """build-lmdb check code compare download-all download-data download-model
-download-teacher fid generate import phema plan preflight ref-stats results-table sample sweep
-train""".split()
+download-teacher export fid generate import phema plan preflight ref-stats results-table sample
+sweep train""".split()
 
 
 def test_the_commands_are_those_of_the_folder() -> None:

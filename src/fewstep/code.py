@@ -28,6 +28,8 @@ SHOWING = ("results-table",)  # its outputs are what reports show, so reports de
 # Keys of a training that change neither its weights nor its log or snapshots.
 UNWRITTEN = ("checkpoint_kimg", "keep_checkpoints", "max_nonfinite")
 
+_NOT_DATA = (".py", ".pyc", ".pyi", ".typed")  # beside a package's code: code, or types of it
+
 # Code that reports, checks beforehand or starts processes, and never feeds back into a number. A
 # test ensures that no other module imports the reporting ones. Of params only the values count, and
 # every stage tracks those.
@@ -130,7 +132,7 @@ def _digest(module: str) -> str:
     file = _file(module)
     if file is not None and file.name == "__init__.py":
         for other in sorted(file.parent.iterdir()):
-            if other.is_file() and other.suffix not in (".py", ".pyc"):
+            if other.is_file() and other.suffix not in _NOT_DATA:
                 sha.update(other.name.encode() + other.read_bytes())
     return sha.hexdigest()
 

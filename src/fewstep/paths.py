@@ -12,6 +12,7 @@ SNAPSHOTS = Path("artifacts/snapshots")
 SAMPLES = Path("artifacts/samples")
 SCORES = Path("artifacts/scores")
 PICTURES = Path("artifacts/pictures")
+EXPORTS = Path("artifacts/export")
 RESULTS = Path("results")
 SCRATCH = Path("scratch")
 TIMES = SCRATCH / "times"  # of trainings; in an output they would change its hash on every run

@@ -9,7 +9,7 @@ from PIL import Image
 from experiment import set_up
 from fewstep.cli import main
 from fewstep.networks.weights import read_safetensors, save_model
-from fewstep.params import Params
+from fewstep.params import Params, plain
 from fewstep.paths import MODELS, trained
 from fewstep.stages import generate
 from fewstep.stages.sample import parse
@@ -77,10 +77,10 @@ SAID = {"sampler": "ddim", "steps": 4, "sigma_min": 0.002, "sigma_max": 80.0, "r
         ("ddim", "need sigma_min, sigma_max and rho in `sampling` .*, got 'ddim'"),
         (SAID | {"rho": 0}, "need sigma_min, sigma_max and rho in `sampling`"),
         (SAID | {"sigma_max": 10**400}, "need sigma_min, sigma_max and rho in `sampling`"),
-        (SAID | {"sampler": "churn"}, "need --sampler of heun, .*, got 'churn'"),
-        (SAID | {"sampler": None}, "need --sampler of heun, .*, got None"),
-        (SAID | {"steps": "4"}, "need --steps of at least 1, got '4'"),
-        (SAID | {"steps": [4]}, "need --steps of at least 1, got an object of type list"),
+        (SAID | {"sampler": "churn"}, "need a sampler of heun, .*, got 'churn'"),
+        (SAID | {"sampler": None}, "need a sampler of heun, .*, got None"),
+        (SAID | {"steps": "4"}, "need steps, an integer >= 1, got '4'"),
+        (SAID | {"steps": [4]}, "need steps, an integer >= 1, got an object of type list"),
     ],
 )
 def test_what_a_checkpoint_says_of_its_sampling_is_checked(
@@ -125,14 +125,14 @@ def test_other_peoples_checkpoints_and_folders_are_sampled(
             "teacher --seeds " + "9" * 9000,
             r"need numbers below 2\^63, got '9{80}'\.\.\. ",
         ),
-        ("teacher --steps 1000000000", "need at most 10,000 --steps, got 1,000,000,000"),
-        ("teacher --classes 0,10", "need --classes below 10, got 10"),
+        ("teacher --steps 1000000000", "need at most 10,000 steps, got 1,000,000,000"),
+        ("teacher --classes 0,10", "need labels from 0 to 9, the classes of teacher, got 10"),
         (
             "teacher --sampler churn",
-            "need --sampler of heun, euler, ddim, renoise, ancestral, got 'churn'",
+            "need a sampler of heun, euler, ddim, renoise, ancestral, got 'churn'",
         ),
-        ("teacher --steps -1", "need --steps of at least 1, got -1"),
-        ("teacher --steps 0", "need --steps of at least 1, got 0"),
+        ("teacher --steps -1", "need steps, an integer >= 1, got -1"),
+        ("teacher --steps 0", "need steps, an integer >= 1, got 0"),
         ("params.yaml", "need an EDM pickle"),
     ],
 )
@@ -144,3 +144,34 @@ def test_what_cannot_be_drawn_is_refused(arguments: str, message: str, toy: Para
 
 def test_lists_of_numbers() -> None:
     assert parse("0-3,7, 5", "--seeds") == [0, 1, 2, 3, 7, 5]
+
+
+def test_each_run_has_a_folder_of_its_own(toy: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    few = "--seeds 0 --steps 1 --sampler ddim"
+    main(f"sample teacher {few}".split())
+    main(f"sample artifacts/models/teacher/model.safetensors {few} --classes 3".split())
+    pictures = Path("artifacts/pictures")
+    assert {p.name for p in pictures.iterdir()} == {"teacher", "teacher-2"}
+    assert (pictures / "teacher" / "000000-class0.png").exists()
+    assert (pictures / "teacher-2" / "000000-class3.png").exists()
+    assert "in artifacts/pictures/teacher-2" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="need a folder that is new or empty, got artifacts/pict"):
+        main(f"sample teacher {few} --out {pictures / 'teacher'}".split())
+    assert len(list((pictures / "teacher").iterdir())) == 3
+
+
+def test_a_file_is_sampled_as_its_own_json_says_whatever_the_params_describe(toy: Params) -> None:
+    weights, _ = read_safetensors(MODELS / "teacher" / "model.safetensors")
+    about = {
+        "name": "cd",
+        "network": plain(toy.network),
+        "data": plain(toy.data),
+        "sampling": SAID | {"steps": 2},
+    }
+    save_model(Path("away"), weights, about)
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("model_channels: 16", "model_channels: 32"))
+    main("sample away/model.safetensors --seeds 0-3 --out o".split())
+    with pytest.warns(UserWarning, match="cd was trained for 2 steps and is sampled in 3"):
+        main("sample away --seeds 0-3 --steps 3 --out p".split())
+    assert images("o").shape == (4, 1, 16, 16) and not np.array_equal(images("o"), images("p"))

@@ -145,3 +145,18 @@ def check_architecture(about: Mapping[str, Any], params: Params, origin: str | P
             f"{origin} does not fit the network: {'; '.join(wrong.values())} "
             f"(params.yaml: {', '.join(wrong)})"
         )
+
+
+def blocks_of(about: Mapping[str, Any], sigma_data: float | None) -> dict[str, dict[str, Any]]:
+    """The blocks `network` and `data` of params.yaml that a checkpoint needs.
+
+    Args:
+        about: from `architecture`, and sigma_data if it is known.
+        sigma_data: otherwise.
+    """
+    blocks: dict[str, dict[str, Any]] = {"network": {}, "data": {}}
+    for name, key in _KEYS.items():
+        block, field = key.split(".")
+        value = about.get(name, sigma_data if name == "sigma_data" else None)
+        blocks[block][field] = _TYPES.get(str(value), value)
+    return blocks

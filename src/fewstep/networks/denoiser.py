@@ -28,7 +28,7 @@ class Denoiser(nn.Module):
     def precondition(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x and sigma in float32, (B, C, H, W) and (B, 1, 1, 1); c_in alike; c_noise, (B,)."""
         x = x.to(torch.float32)
-        sigma = per_image(sigma.to(x, non_blocking=True)).expand(len(x), 1, 1, 1)
+        sigma = per_image(sigma.to(x, non_blocking=True)).expand(x.shape[0], 1, 1, 1)
         c_in = 1 / (sigma**2 + self.sigma_data**2).sqrt()
         return x, sigma, c_in, sigma.flatten().log() / 4
 

@@ -63,6 +63,7 @@ class Network(nn.Module):
     """F(x; c_noise, labels), built from an Architecture.
 
     Attributes:
+        architecture: what it was built from.
         label_dropout: probability with which train mode zeroes a label row.
         layout: the order in which activations lie in memory.
         logvar: u(sigma) (B,) from c_noise (B,), which weights the denoising loss (EDM2, eq. 16);
@@ -77,7 +78,7 @@ class Network(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.label_dropout = architecture.label_dropout
+        self.architecture, self.label_dropout = architecture, architecture.label_dropout
         # an attribute of the class would hide the module that a subclass sets
         self.logvar: nn.Module | None = None
 

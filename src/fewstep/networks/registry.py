@@ -6,7 +6,7 @@ from fewstep.networks import names
 from fewstep.networks.compute import allow_tf32, tune
 from fewstep.networks.denoiser import Denoiser
 from fewstep.networks.protocol import Architecture, Network
-from fewstep.params import Params
+from fewstep.params.described import Described
 
 
 def network_class(name: str) -> type[Network]:
@@ -21,7 +21,7 @@ def network_class(name: str) -> type[Network]:
 
 
 def build_denoiser(
-    params: Params,
+    params: Described,
     dropout: float = 0.0,
     label_dropout: float = 0.0,
     dropout_resolutions: tuple[int, ...] | None = None,

@@ -21,7 +21,6 @@ class UNet(Network):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)
-        self.architecture = architecture
 
     def first(self, channels: int, width: int) -> nn.Module:
         """The layer that sees the images."""

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fewstep.distributed import to_device, to_host
 from fewstep.networks.denoiser import one_hot
-from fewstep.params import Generate, Params, Row
+from fewstep.params import Generate, Row
+from fewstep.params.described import Described
 from fewstep.theory.guidance import guided
 from fewstep.theory.noise import Schedule
 from fewstep.theory.sample import SeededNoise, sample, to_uint8
@@ -29,7 +30,7 @@ Made = tuple[Callable[[], Tensor], Callable[[], Tensor]]
 
 @torch.no_grad()
 def generate_batches(
-    params: Params,
+    params: Described,
     row: Row,
     denoiser: ConditionalDenoise,
     grid: Schedule,

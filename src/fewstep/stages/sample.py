@@ -1,23 +1,21 @@
-"""`fewstep sample MODEL`: images of a student, the teacher or any checkpoint -> a folder."""
+"""`fewstep sample MODEL`: images of a student, the teacher or any checkpoint -> a new folder."""
 
 from argparse import ArgumentParser
+from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fewstep.budgets import SEEDS, STEPS, within
-from fewstep.distributed import pick_device
-from fewstep.interop.load import load
-from fewstep.params import Params, Row, Settings
-from fewstep.paths import PICTURES
+from fewstep.budgets import SEEDS, within
+from fewstep.model import Model, load
+from fewstep.params import Params
+from fewstep.paths import MODELS, PICTURES
 from fewstep.progress import progress
 from fewstep.quoting import quoted
 from fewstep.report.drawn import write
-from fewstep.sampling.batches import batches, generate_batches
-from fewstep.theory.noise import Schedule
-from fewstep.theory.sample import SAMPLERS, nfe
+from fewstep.stages.import_ import name_of
+from fewstep.theory.sample import nfe
 
 HELP = "draw images with a model or checkpoint: a grid, PNGs, NPZ"
 
@@ -29,7 +27,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="default: as many as it was trained for")
     parser.add_argument("--guidance", type=float, default=1.0, help="scale; default: 1, off")
     parser.add_argument("--sampler", help="such as heun or ddim; default: its method's")
-    parser.add_argument("--out", type=Path, help="folder; default: a new one in artifacts")
+    parser.add_argument("--out", type=Path, help="new folder; default: one in artifacts")
 
 
 def run(
@@ -45,32 +43,86 @@ def run(
     """Draw an image for each seed: grid.png, one PNG an image, images.npz.
 
     Args:
-        model: a name in params.yaml, or the file or folder of a checkpoint of the same network.
+        model: a name in params.yaml, or the file or folder of a checkpoint.
         classes: written like `seeds`; images take them in turn. None for all.
         seeds: numbers and inclusive ranges, such as 0-63,100.
         steps, sampler: None for those that the model says it was trained for, or 18 of Heun.
 
     Raises:
-        ValueError: no such model, a model of another network, or invalid arguments.
+        ValueError: no such model, a folder that has something in it, or invalid arguments.
     """
     numbers = parse(seeds, "--seeds")
-    chosen = parse(classes, "--classes") if classes else list(range(params.data.classes))
-    if wrong := [c for c in chosen if c >= params.data.classes]:
-        raise ValueError(f"need --classes below {params.data.classes}, got {wrong[0]}")
-    denoiser, about = load(model, params)
-    grid = Schedule.of_model(about, params.noise)
-    row, device = row_of(model, about, sampler, steps, guidance), pick_device(params.device)
-    labels = [chosen[i % len(chosen)] for i in range(len(numbers))]
-    parts, made = batches(numbers, params.generate.batch), list[NDArray[np.uint8]]()
+    chosen = parse(classes, "--classes") if classes else None
+    drawing = load_named(model, params)
+    row = drawing.row(sampler, steps, guidance)
+    turns = chosen or range(drawing.classes)
+    labels = [turns[i % len(turns)] for i in range(len(numbers))]
+    drawn = drawing.draw(row, numbers, labels, params.generate.batch)
+    folder, made = new_folder(out, model), list[NDArray[np.uint8]]()
     with progress(len(numbers), f"sample {model}") as bar:
-        drawn = generate_batches(params, row, denoiser.to(device), grid, parts, device, labels)
         for found, _ in drawn:
             made.append(found)
             bar.update(len(found))
-    images, folder = np.concatenate(made), out or PICTURES / Path(model).stem
+    images = np.concatenate(made)
     write(folder, images, labels, numbers)
     calls = nfe(row.sampler, row.steps, row.guidance_scale)
     print(f"sample: {len(images)} images of {model}, {row.sampler}, {calls} NFE, in {folder}")
+
+
+def load_named(model: str, params: Params) -> Model:
+    """The model of that name, or in that file or folder, to be computed as the params say.
+
+    The params also say what a file does not: sigma_data, and the grid of a teacher.
+
+    Raises:
+        ValueError: there is no such model, or none that can be sampled.
+    """
+    path = place_of(model)
+    if not path.exists():
+        known = ", ".join(["teacher", *params.students, *params.imports])
+        raise ValueError(
+            f"need a finished model ({known}) or the file or folder of a checkpoint, got {model!r}"
+        )
+    return load(
+        path,
+        device=params.device,
+        precision=params.precision,
+        sigma_data=params.network.sigma_data,
+        noise=params.noise,
+        performance=params.performance,
+    )
+
+
+def place_of(model: str) -> Path:
+    """Where a model is that is named, or given as a path."""
+    folder = MODELS / model
+    made = folder.is_dir() and any(folder.iterdir())  # NAME@best is empty without validation
+    return folder if made else Path(model)
+
+
+def new_folder(out: Path | None, model: str) -> Path:
+    """An empty folder, so that pictures of two runs never mix.
+
+    Args:
+        out: which one; None: in artifacts/pictures, called as the model, numbered if need be.
+
+    Raises:
+        ValueError: `out` has something in it.
+    """
+    if out is not None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ValueError(f"need a folder that is new or empty, got {out}, which is not (--out)")
+        out.mkdir(parents=True, exist_ok=True)
+        return out
+    name = model if "@" in model and "/" not in model else name_of(Path(model))
+    for number in count(1):
+        folder = PICTURES / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)  # fails where another run was faster
+            return folder
+        except FileExistsError:
+            continue
+    raise AssertionError("numbers do not end")
 
 
 def parse(text: str, option: str) -> list[int]:
@@ -89,30 +141,12 @@ def parse(text: str, option: str) -> list[int]:
         if max(len(first), len(last)) > 19 or int(last or first) >= 2**63:
             raise ValueError(f"need numbers below 2^63, got {quoted(text)} ({option})")
         ranges.append(range(int(first), int(last or first) + 1))
-    if not (count := sum(map(_length, ranges))):
+    if not (total := sum(map(_length, ranges))):
         raise ValueError(f"need at least one number, got {text!r} ({option})")
-    within(count, SEEDS, f"numbers for {option}")
+    within(total, SEEDS, f"numbers for {option}")
     return [number for numbers in ranges for number in numbers]
 
 
 def _length(numbers: range) -> int:
     """As `len`, which raises for ranges beyond 2^63."""
     return max(numbers.stop - numbers.start, 0)
-
-
-def row_of(
-    model: str, about: dict[str, Any], sampler: str | None, steps: int | None, guidance: float
-) -> Row:
-    """How to sample the model: as asked, else as its JSON says, else as a teacher."""
-    usual, own = Settings().sampling
-    if said := about.get("sampling"):
-        usual, own = said.get("sampler"), said.get("steps")
-    name = sampler or usual
-    known = [s for s in SAMPLERS if s != "churn"]  # which needs four more numbers
-    if name not in known:
-        raise ValueError(f"need --sampler of {', '.join(known)}, got {quoted(name)}")
-    count = own if steps is None else steps
-    if not isinstance(count, int) or count < 1:
-        raise ValueError(f"need --steps of at least 1, got {quoted(count)}")
-    within(count, STEPS, "--steps")
-    return Row(model, name, count, guidance)  # pyright: ignore[reportArgumentType]

@@ -17,8 +17,9 @@ def guided(denoise: ConditionalDenoise, scale: float) -> ConditionalDenoise:
 
     def denoise_guided(x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
         both = torch.cat([labels, torch.zeros_like(labels)])
-        sigmas = sigma.reshape(-1).expand(len(x)).repeat(2)
-        D_c, D_0 = denoise(torch.cat([x, x]), sigmas, both).chunk(2)
+        sigmas = sigma.reshape(-1).expand(x.shape[0]).repeat(2)
+        # not `chunk`: a trace of it would fit one batch size only
+        D_c, D_0 = denoise(torch.cat([x, x]), sigmas, both).unflatten(0, (2, x.shape[0]))
         return D_0 + scale * (D_c - D_0)
 
     return denoise_guided
