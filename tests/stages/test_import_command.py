@@ -67,11 +67,6 @@ def test_what_does_not_fit_is_named_by_its_key(
     assert not (tmp_path / "out").exists()
 
 
-def test_attention_outside_of_the_network_is_no_difference(tmp_path: Path) -> None:
-    params = tiny_params(tmp_path, **FITS, network__attn_resolutions=[32, 8, 4])
-    stage.run(params, str(published(tmp_path)), tmp_path / "out")
-
-
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     weights = parity.Vectors(VECTORS, "weights_a.npz").under("weights/")
     weights["model.out_conv.bias"][0] = float("inf")

@@ -109,9 +109,8 @@ def check_architecture(about: Mapping[str, Any], params: Params, origin: str | P
         ours, theirs = getattr(getattr(params, block), field), about.get(name)
         if name == "model_type":
             theirs = _TYPES.get(str(theirs), theirs)
-        if name == "attn_resolutions":  # params may list resolutions that the network never reaches
-            levels = {params.data.resolution >> n for n in range(len(params.network.channel_mult))}
-            ours = sorted(levels & set(ours), reverse=True)
+        if name == "attn_resolutions":  # in any order
+            ours = sorted(ours, reverse=True)
         ours = list(ours) if isinstance(ours, tuple) else ours
         if name in about and theirs != ours:
             wrong[key] = f"need {key} {plain(str(theirs))}, got {ours}"

@@ -20,6 +20,7 @@ from fewstep.params.fields import (
     Resolutions,
     Sigma,
     SigmaOrZero,
+    Steps,
     Text,
     asks,
     block,
@@ -134,8 +135,9 @@ class Row:
     """how images are drawn. `renoise` adds fresh noise at each step, `ancestral` a part of it, from
     the posterior; `churn` is EDM's stochastic sampler. Noise levels are those of the model: a
     student's own, else `noise`"""
-    steps: Count
-    """steps of the sampler. Not network calls: `heun` calls twice in all but the last"""
+    steps: Steps
+    """steps of the sampler. Not network calls: `heun` calls twice in all but the last. `own`: as
+    many as the model is trained for; 18 of a teacher"""
     guidance_scale: float
     """classifier-free guidance; 1 = off. Any other doubles the network calls"""
     churn: Churn | None = None

@@ -17,8 +17,8 @@ def check_conflicts(raw: dict[str, Any], report: Report) -> None:
     """Report conflicts in merged params, between blocks in which nothing was refused."""
     if report.sound("noise"):
         _check_noise(raw["noise"], report)
-    if report.sound("data", "resolution") and report.sound("network", "channel_mult"):
-        _check_levels(raw["data"]["resolution"], len(raw["network"]["channel_mult"]), report)
+    if report.sound("data", "resolution") and report.sound("network"):
+        _check_levels(raw["data"]["resolution"], raw["network"], report)
     if report.sound("metric"):
         _check_metric(raw["metric"], report)
         if report.sound("generate"):
@@ -86,10 +86,15 @@ def _check_grids(raw: dict[str, Any], report: Report) -> None:
                 report.conflict(("students", name, "settings", "sigma_max"), f"{message}, {got}")
 
 
-def _check_levels(resolution: int, levels: int, report: Report) -> None:
-    if resolution % (factor := 2 ** (levels - 1)):
-        message = f"need resolution divisible by {factor} for {levels} levels of channel_mult"
+def _check_levels(resolution: int, network: dict[str, Any], report: Report) -> None:
+    levels = [resolution >> level for level in range(len(network["channel_mult"]))]
+    if resolution % (factor := 2 ** (len(levels) - 1)):
+        message = f"need resolution divisible by {factor} for {len(levels)} levels of channel_mult"
         report.conflict(("data", "resolution"), f"{message}, got {resolution}")
+    elif odd := [n for n in network["attn_resolutions"] if n not in levels]:
+        known, got = (", ".join(map(str, numbers)) for numbers in (levels, odd))
+        message = f"need attn_resolutions of the levels {known}, got {got}"
+        report.conflict(("network", "attn_resolutions"), message)
 
 
 def _check_student(name: str, student: Student, report: Report) -> None:
@@ -146,12 +151,20 @@ def _check_metric(metric: dict[str, Any], report: Report) -> None:
 
 def _check_counts(metric: dict[str, Any], images: int, report: Report) -> None:
     """Metrics that need more images than a row or the reference has."""
-    fewest = min(images, metric["reference_images"])
+    # a subset of KID has 2 images and leaves one out; a covariance and a neighbour need 2
+    what, least = ("the smallest KID", 3) if "kid" in metric else ("a distance", 2)
+    reference = metric["reference_images"]
+    counts = [(("generate", "images"), images), (("metric", "reference_images"), reference)]
+    if few := [(key, count) for key, count in counts if count < least]:
+        for key, count in few:  # one demand that can be met, not one of each metric that cannot
+            report.conflict(key, f"need {key[1]} >= {least} for {what}, got {count}")
+        return
+    fewest = min(images, reference)
     limits = [
         ("kid", "subset_size", fewest - 1, "images of a row, or real ones, less one"),
         ("manifold", "k", fewest - 1, "images of a row, or real ones, less one"),
         ("manifold", "density_k", fewest - 1, "images of a row, or real ones, less one"),
-        ("memorisation", "k", metric["reference_images"] - 1, "real images less one"),
+        ("memorisation", "k", reference - 1, "real images less one"),
         ("inception_score", "splits", images, "images of a row"),
     ]
     for block, key, most, what in limits:

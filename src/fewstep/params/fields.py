@@ -44,6 +44,15 @@ def one_of(names: Iterable[str]) -> Any:  # noqa: ANN401
 Natural = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Several = Annotated[int, Field(ge=2)]  # fewer have no spread, or no interval between them
+Steps = Annotated[  # `own` becomes a number before pydantic sees it: fewstep.params.steps
+    int,
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "integer", "minimum": 1}, {"enum": ["own"]}],
+            "title": "an integer >= 1, or own",
+        }
+    ),
+]
 Amount = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -18,6 +18,7 @@ from fewstep.params.fields import (
     Rate,
     Resolutions,
     Several,
+    Steps,
     Width,
     asks,
     block,
@@ -98,8 +99,8 @@ class Validation:
     """training images that they are compared with. None beside a `metric.reference`"""
     sampler: Sampler
     """how images are drawn"""
-    steps: Count
-    """steps of the sampler"""
+    steps: Steps
+    """steps of the sampler. `own`: as many as the settings are for"""
     guidance_scale: float
     """classifier-free guidance; 1 = off"""
     teacher: Baseline | None = None
