@@ -102,8 +102,8 @@ def _read_npz(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.n
 def _check_headers(arrays: dict[str, StoredArray], shape: tuple[int, int, int], path: Path) -> None:
     if "images" not in arrays:
         raise ValueError(
-            f"need the array images, and labels beside it, in {path}, got {listed(list(arrays)) or 'none'} "
-            "(params.yaml: data.source)"
+            f"need the array images, and labels beside it, in {path}, got "
+            f"{listed(list(arrays)) or 'none'} (params.yaml: data.source)"
         )
     images, labels = arrays["images"], arrays.get("labels")
     if images.dtype != np.uint8 or len(images.shape) != 4:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.interop.tensors import Stored
-from fewstep.params import Params
+from fewstep.params import Network, Params
 from fewstep.quoting import plain
 
 # at most 6 digits, because int() takes quadratic time
@@ -25,6 +25,7 @@ _KEYS = {  # EDM's names of the arguments to keys of params.yaml
     "label_dim": "data.classes",
 }
 _TYPES = {"DhariwalUNet": "adm", "SongUNet": "ddpmpp"}
+_LABELS = "model.map_label.weight"  # not in unconditional networks
 _EMB = 4  # channels of the embedding, in multiples of the model's: EDM's channel_mult_emb
 _NCSNPP = re.compile(r"model\.(map_noise\.freqs|(enc|dec)\..*_aux_(residual|skip|down|up)\b)")
 
@@ -59,12 +60,11 @@ def architecture(weights: Mapping[str, Stored | Tensor]) -> dict[str, Any]:
             "attn_resolutions": [n for n in levels if f"{first[n]}.qkv.weight" in weights],
             "img_resolution": levels[0],
             "img_channels": int(image.shape[1]),
-            "label_dim": int(weights["model.map_label.weight"].shape[1]),
+            "label_dim": int(weights[_LABELS].shape[1]) if _LABELS in weights else 0,
         }
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise ValueError(
-            "need a class-conditional ADM or DDPM++ network under EDM's names, got another one: "
-            f"no {error}"
+            f"need an ADM or DDPM++ network under EDM's names, got another one: no {error}"
         ) from error
     if emb != _EMB * width:
         raise ValueError(
@@ -86,11 +86,22 @@ def _is_supported(weights: Mapping[str, Stored | Tensor]) -> None:
         raise ValueError(f"need resampling filters of 2x2, got {sorted(odd)[0]}, as in NCSN++")
     if any(len(w.shape) > 8 or 0 in w.shape for w in weights.values()):
         raise ValueError("need weights of at most 8 dimensions, none of them empty")
-    if "model.map_label.weight" not in weights and len(weights) > 1:
-        raise ValueError(
-            "need a class-conditional ADM or DDPM++ network under EDM's names, got one without "
-            "classes: no 'model.map_label.weight'"
-        )
+
+
+def network_block(about: Mapping[str, Any]) -> Network:
+    """The block of the params that describes a network.
+
+    Args:
+        about: from `architecture`; sigma_data is EDM's 0.5 where the file does not say it.
+    """
+    return Network(
+        type=_TYPES[about["model_type"]],
+        model_channels=about["model_channels"],
+        channel_mult=tuple(about["channel_mult"]),
+        num_blocks=about["num_blocks"],
+        attn_resolutions=tuple(about["attn_resolutions"]),
+        sigma_data=float(about.get("sigma_data", 0.5)),
+    )
 
 
 def check_architecture(about: Mapping[str, Any], params: Params, origin: str | Path) -> None:

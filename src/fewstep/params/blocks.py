@@ -53,8 +53,9 @@ class Data:
     """height and width. Divisible by 2 for each level of `channel_mult` after the first"""
     channels: Count
     """1 grey, 3 RGB"""
-    classes: Count
-    """number of labels"""
+    classes: Natural
+    """number of labels. 1: the network has a label that is always the same; 0: it has none, as
+    EDM's unconditional teachers, and labels of the data do not count"""
     on_error: Literal["stop", "skip"] | None = None
     """what an image that cannot be decoded does; absent = stop. `skip` leaves it out and lists it
     in `artifacts/data.json`"""

@@ -23,6 +23,8 @@ def check_conflicts(raw: dict[str, Any], report: Report) -> None:
         _check_metric(raw["metric"], report)
         if report.sound("generate"):
             _check_counts(raw["metric"], raw["generate"]["images"], report)
+    if report.sound("data", "classes") and report.sound("rows"):
+        _check_guidance(raw["data"]["classes"], raw["rows"], report)
     if report.sound("teacher") and "train" in raw["teacher"]:
         _check_student("teacher", _student(raw["teacher"]["train"]), report)
     if isinstance(raw.get("students"), dict):
@@ -60,6 +62,15 @@ def ungrounded_guidance(params: Params) -> Iterator[str]:
                 f"rows.{name}.guidance_scale: {row.guidance_scale} guides {row.model}, which is "
                 "trained without label dropout: its unconditional branch means nothing"
             )
+
+
+def _check_guidance(classes: int, rows: Mapping[str, Any], report: Report) -> None:
+    """Refuse to guide by labels that there are none of."""
+    for name, row in rows.items():
+        if classes == 0 and row["guidance_scale"] != 1:
+            message = "need guidance_scale 1 where data.classes is 0, which leaves nothing to guide"
+            path = ("rows", name, "guidance_scale")
+            report.conflict(path, f"{message} by, got {row['guidance_scale']}")
 
 
 def _student(raw: dict[str, Any]) -> Student:
