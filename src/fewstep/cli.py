@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             read: Any = path
         else:
             _check_order(chosen, read := _load(path), given.get("name"))
+        if getattr(module, "WRITES_PARAMS", False):
+            given["path"] = path
         keep_freed_memory()
         module.run(read, **given)
     except (ValueError, OSError, FloatingPointError) as error:

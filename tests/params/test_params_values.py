@@ -139,9 +139,9 @@ REFUSALS: dict[str, tuple[Edit, str]] = {
         "need 64 lowercase hex digits, got '0a0a0a0a0a0a...a0a0a0a0a0a0a' (params.yaml: "
         "teacher.sha256)",
     ),
-    "teacher without a checksum": (
-        put("teacher", {"url": "t.safetensors"}),
-        "need 64 lowercase hex digits: checksum of the file at url, got no such key "
+    "teacher at an address without a checksum": (
+        put("teacher", {"url": "https://example.org/t.safetensors"}),
+        "need the sha256 of a file at an address, 64 hex digits or unknown, got no such key "
         "(params.yaml: teacher.sha256)",
     ),
     "teacher both trained and downloaded": (

@@ -29,7 +29,7 @@ from fewstep.params.fields import (
     together,
 )
 from fewstep.params.scoring import Metric
-from fewstep.params.training import Download, Sampler, Student, Teacher
+from fewstep.params.training import Import, Sampler, Student, Teacher
 from fewstep.params.values import plain
 
 
@@ -249,7 +249,7 @@ class Params:
     """the Karras schedule of every grid"""
     teacher: Teacher
     """url and sha256 of a file to download, or train with a student block"""
-    imports: Annotated[Frozen[ImportName, Download], asks("a mapping of names to downloads, or {}")]
+    imports: Annotated[Frozen[ImportName, Import], asks("a mapping of names to downloads, or {}")]
     """other people's networks, to start from or to measure"""
     students: Annotated[Frozen[StudentName, Pupil], asks("a mapping of student names to blocks")]
     """what is trained"""

@@ -1,5 +1,6 @@
 """Conflicts between values that are sound on their own, in several blocks or one."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ def check_conflicts(raw: dict[str, Any], report: Report) -> None:
             _check_counts(raw["metric"], raw["generate"]["images"], report)
     if report.sound("data", "classes") and report.sound("rows"):
         _check_guidance(raw["data"]["classes"], raw["rows"], report)
+    _check_checksums(raw, report)
     if report.sound("teacher") and "train" in raw["teacher"]:
         _check_student("teacher", _student(raw["teacher"]["train"]), report)
     if isinstance(raw.get("students"), dict):
@@ -62,6 +64,17 @@ def ungrounded_guidance(params: Params) -> Iterator[str]:
                 f"rows.{name}.guidance_scale: {row.guidance_scale} guides {row.model}, which is "
                 "trained without label dropout: its unconditional branch means nothing"
             )
+
+
+def _check_checksums(raw: dict[str, Any], report: Report) -> None:
+    """Refuse weights at an address without a checksum: tomorrow they may be others."""
+    files = {("teacher",): raw["teacher"]} if report.sound("teacher") else {}
+    if report.sound("imports"):
+        files |= {("imports", name): file for name, file in raw["imports"].items()}
+    for path, file in files.items():
+        if re.match("https?://", file.get("url", "")) and "sha256" not in file:
+            message = "need the sha256 of a file at an address, 64 hex digits or unknown"
+            report.conflict((*path, "sha256"), f"{message}, got no such key")
 
 
 def _check_guidance(classes: int, rows: Mapping[str, Any], report: Report) -> None:

@@ -128,14 +128,14 @@ def together(*names: str) -> Condition:
     return apply
 
 
-def unless(other: str, *names: str) -> Condition:
-    """These keys are there exactly when `other` is not."""
+def unless(other: str, *names: str, optional: tuple[str, ...] = ()) -> Condition:
+    """These keys are there exactly when `other` is not; the optional ones may be there then."""
 
     def apply(schema: Rule) -> None:
-        own = _taken(schema, names)
+        own = _taken(schema, (*names, *optional))
         refused = {"not": {}, "title": f"no such key beside {other}"}
         schema["if"] = {"required": [other]}
-        schema["then"] = {"properties": dict.fromkeys(names, refused)}
+        schema["then"] = {"properties": dict.fromkeys((*names, *optional), refused)}
         schema["else"] = {"required": list(names), "properties": own}
 
     return apply

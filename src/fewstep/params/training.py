@@ -47,6 +47,20 @@ class Download:
     that it has (an unknown sha256, above)"""
 
 
+@block()
+class Import:
+    """A network of someone else: where it is, its checksum, and which one of several."""
+
+    url: Url
+    """the weights. A file, a folder (of accelerate, or a model of ours) or an address"""
+    sha256: Sha256 | None = None
+    """checksum of the file at url; absent = whatever a local file or folder has. It is recorded in
+    `model.json`; of an address it is needed, or `unknown`"""
+    network: Annotated[str, asks(minLength=1)] | None = None
+    """how the names of its tensors begin, where the file holds several networks; absent = the
+    averaged one, or DMD2's generator"""
+
+
 @block(by_choice("kind", half_life=("kimg", "rampup"), power=("std",), none=()))
 class Ema:
     """`kimg` and `rampup` belong to half_life, `std` to power; the others are None."""
@@ -174,16 +188,17 @@ _NO_ORIGIN: Any = {"init_from": {"not": {}, "title": "no such key in a teacher"}
 Orphan = Annotated[Student, asks(properties=_NO_ORIGIN)]
 
 
-@block(unless("train", "url", "sha256"))
+@block(unless("train", "url", optional=("sha256",)))
 class Teacher:
-    """Either `url` and `sha256` are set (a file to download), or `train` is."""
+    """Either `url` is set (weights that are there), or `train` is."""
 
     url: Url | None = None
-    """the weights. Safetensors, or a `.pkl` of EDM, which is read without executing it. Refused, by
-    name, are networks of another preconditioning than `EDMPrecond`: `VPPrecond`, `VEPrecond` and
-    `iDDPMPrecond` of EDM's baselines, `Precond` of EDM2"""
+    """the weights. Safetensors, a folder, or a `.pkl` of EDM, which is read without executing it.
+    Refused, by name, are networks of another preconditioning than `EDMPrecond`: `VPPrecond`,
+    `VEPrecond` and `iDDPMPrecond` of EDM's baselines, `Precond` of EDM2"""
     sha256: Sha256 | None = None
-    """checksum of the file at url. `unknown` is refused when the file is wanted, with the checksum
-    that it has (an unknown sha256, above)"""
+    """checksum of the file at url; absent = whatever a local file or folder has. Of an address it
+    is needed; `unknown` is refused when the file is wanted, with the checksum that it has (an
+    unknown sha256, above)"""
     train: Orphan | None = None
     """how to train the teacher, as a student without init_from"""
