@@ -12,10 +12,12 @@ from fewstep.data.look import Look, look
 from fewstep.download import CACHE, measured
 from fewstep.interop.architecture import network_block
 from fewstep.interop.checkpoint import import_checkpoint
-from fewstep.params import Params, load_params
+from fewstep.method import build_method
+from fewstep.params import Params, Student, load_params
 from fewstep.planning import plan, propose
-from fewstep.planning.describe import describe, duration, student_lines
-from fewstep.planning.plan import GB, GPUS, Gpu, Hardware
+from fewstep.planning.describe import describe, duration
+from fewstep.planning.flops import image_flops
+from fewstep.planning.plan import GB, GPUS, Hardware
 from fewstep.planning.propose import Proposal, Sizes, Weights, number
 from fewstep.planning.sight import data_problems
 from fewstep.planning.speed import STAGE, Speed, measure
@@ -27,6 +29,7 @@ FEW = 600.0  # seconds below which there is a single student
 WIDTHS = (16, 32, 64, 96, 128, 192)  # model_channels of a teacher that is trained here
 ENOUGH = 200.0  # kimg of such a teacher: at 8x8 and 16x16 it then draws well
 TEACHER = 0.6  # of the time for training, where a teacher is trained: students inherit its faults
+LEAST = 0.2  # of the budget goes into training, even where all else takes longer than that
 TRAINING = 0.5  # of the time for training, at least; else fewer images are drawn and scored
 
 
@@ -75,14 +78,14 @@ def run(
     seconds = 3600 * (hours or 0.0) if gpu else _seconds(budget or "40m")
     found, weights = look(data), _weights(teacher)
     proposal = _proposal(found, weights, resolution, seconds, on_gpu=gpu is not None)
-    proposal, params, speed, hardware = _fitted(proposal, seconds, hardware)
-    _write(file, proposal)
-    print("\n".join(_choices(proposal, file)))
-    students = list(plan.plan_students(params, hardware.world))
-    if gpu:
+    proposal, params, speed = _fitted(proposal, seconds, hardware)
+    _write(file, proposal, params)
+    print("\n".join(_choices(proposal)))
+    if gpu and hardware:
+        students = list(plan.plan_students(params, hardware.world))
         print("\n".join(describe(params, students, hardware, gpu, found.images)))
     else:
-        print("\n".join(_plan(params, students, hardware, speed, seconds)))
+        print("\n".join(_plan(params, speed, seconds)))
     print(f"new: {file}; next: {_next(file)}")
 
 
@@ -147,66 +150,66 @@ def _resolution(
 
 def _fitted(
     proposal: Proposal, seconds: float, hardware: Hardware | None
-) -> tuple[Proposal, Params, Speed, Hardware]:
+) -> tuple[Proposal, Params, Speed]:
     """The proposal with sizes and times that fit into so many seconds, and its params."""
-    params = _params(proposal)
-    if hardware is None:
-        speed = measure(params)
-        here = dict.fromkeys(("fp32", "tf32", "bf16", "fp16"), speed.flops)
-        hardware = Hardware(Gpu(float("inf"), here), 1, 1, 1.0, float("inf"))
-    else:  # scoring comes on top of a plan
-        speed = Speed(hardware.rate(params.precision), 0.0)
-    started = not hardware.gpu.memory < float("inf")
-    left = _left(params, speed, seconds, started)
+    params, here = _params(proposal), hardware is None
+    # scoring and starting come on top of a plan for other machines
+    speed = measure(params) if here else Speed(hardware.rate(params.precision), 0.0)
+    left = seconds - _fixed(params, speed, here)
     while left < TRAINING * seconds and proposal.sizes.images > 64:
-        sizes = Sizes.of(2 * proposal.sizes.images, proposal.sizes.images // 2)
-        proposal = replace(proposal, sizes=replace(sizes, reference=2 * sizes.images))
-        left = _left(params := _params(proposal), speed, seconds, started)
-    left = max(left, 0.2 * seconds)  # a budget that starting alone takes is passed
-    train = TEACHER * left if proposal.teacher is None else 0.0
-    if train:
-        proposal, params = _sized(proposal, train, speed, hardware)
-    students = list(plan.plan_students(params, hardware.world))
-    times = {s.name: s.hours(hardware, params.precision) * 3600 for s in students}
-    factor = (left - train) / sum(t for name, t in times.items() if name != "teacher")
-    kimg = None
-    if train:
-        block = next(s.block for s in students if s.name == "teacher")
-        kimg = block.kimg * train / times["teacher"]
-    proposal = proposal.scaled(factor, kimg)
-    return proposal, _params(proposal), speed, hardware
+        fewer = proposal.sizes.images // 2
+        sizes = replace(Sizes.of(3 * fewer, fewer), validation=min(proposal.sizes.validation, 64))
+        params = _params(proposal := replace(proposal, sizes=sizes))
+        left = seconds - _fixed(params, speed, here)
+    left = max(left, LEAST * seconds)  # a budget that starting alone takes is passed
+    share = TEACHER if proposal.teacher is None else 0.0
+    if share:
+        proposal, params = _sized(proposal, share * left, speed)
+    each = {name: _image_seconds(block, params, speed) for name, block in _trainings(params)}
+    students = sum(1000 * s.kimg * each[name] for name, s in params.students.items())
+    kimg = share * left / each["teacher"] / 1000 if share else None
+    proposal = proposal.scaled((1 - share) * left / students, kimg)
+    return proposal, _params(proposal), speed
 
 
-def _sized(
-    proposal: Proposal, seconds: float, speed: Speed, hardware: Hardware
-) -> tuple[Proposal, Params]:
+def _trainings(params: Params) -> list[tuple[str, Student]]:
+    teacher = [("teacher", params.teacher.train)] if params.teacher.train else []
+    return [*teacher, *params.students.items()]
+
+
+def _image_seconds(block: Student, params: Params, speed: Speed) -> float:
+    """Seconds of training on one image."""
+    method = build_method(block, params, torch.device("meta"))
+    return image_flops(method, params) / speed.flops
+
+
+def _sized(proposal: Proposal, seconds: float, speed: Speed) -> tuple[Proposal, Params]:
     """The widest network whose teacher sees enough images in so many seconds, or the smallest."""
-    best: tuple[Proposal, Params] | None = None
+    best: Proposal | None = None
+    params = _params(proposal)
     for width in WIDTHS:
         network = propose.sized_network(proposal.resolution, width)
-        params = _params(candidate := replace(proposal, network=network))
-        denoiser = plan.meta_network(params)
-        forward, _ = plan.forward_flops(denoiser, params)
-        needed = 3 * forward * ENOUGH * 1000 / hardware.rate(params.precision)
-        if best is not None and needed > seconds:
+        forward, _ = plan.forward_flops(plan.meta_network(replace(params, network=network)), params)
+        if best is not None and 3 * forward * ENOUGH * 1000 / speed.flops > seconds:
             break
-        best = candidate, params
+        best = replace(proposal, network=network)
     assert best is not None, "there are widths"
-    return best
+    return best, _params(best)
 
 
-def _left(params: Params, speed: Speed, seconds: float, started: bool) -> float:
-    """Seconds that are left for training: without drawing and scoring rows and starting stages."""
+def _fixed(params: Params, speed: Speed, here: bool) -> float:
+    """Seconds of all but training: starting stages, drawing and scoring rows and validations."""
     forward, _ = plan.forward_flops(plan.meta_network(params), params)
     rows = params.rows.values()
-    drawing = sum(plan.row_flops(row, params, forward) for row in rows) / speed.flops
+    drawing = sum(plan.row_flops(row, params, forward) for row in rows)
     scored = params.metric.reference_images + params.generate.images
     scored += sum(plan.row_images(row, params) for row in rows)
     for student in params.students.values():
         if (v := student.validation) is not None:
+            drawing += plan.validation_images(student) * forward
             scored += v.images * student.kimg / v.every_kimg + v.reference_images
     stages = 4 + len(params.students) + 2 * len(params.rows)
-    return seconds - drawing - scored * speed.scoring - started * STAGE * stages
+    return drawing / speed.flops + scored * speed.scoring + STAGE * stages * here
 
 
 def _params(proposal: Proposal) -> Params:
@@ -217,13 +220,13 @@ def _params(proposal: Proposal) -> Params:
         return load_params(file)
 
 
-def _write(file: Path, proposal: Proposal) -> None:
+def _write(file: Path, proposal: Proposal, params: Params) -> None:
     """Write the file if the data fits it.
 
     Raises:
         ValueError: it does not, or the file has come to be meanwhile.
     """
-    if problems := list(data_problems(_params(proposal), str(file))):
+    if problems := list(data_problems(params, str(file))):
         raise ValueError("\n".join(problems))
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -233,7 +236,7 @@ def _write(file: Path, proposal: Proposal) -> None:
         raise ValueError(f"need a new file, got {file}, which is there (--out)") from None
 
 
-def _choices(proposal: Proposal, file: Path) -> list[str]:
+def _choices(proposal: Proposal) -> list[str]:
     """What was chosen, and why."""
     seen, n, s = proposal.look, proposal.network, proposal.sizes
     size, teacher = proposal.resolution, proposal.teacher
@@ -266,24 +269,23 @@ def _choices(proposal: Proposal, file: Path) -> list[str]:
     ]
 
 
-def _plan(
-    params: Params,
-    students: list[plan.StudentPlan],
-    hardware: Hardware,
-    speed: Speed,
-    seconds: float,
-) -> list[str]:
+def _plan(params: Params, speed: Speed, seconds: float) -> list[str]:
     """The plan for this machine."""
-    rate = hardware.rate(params.precision)
-    hours = {s.name: s.hours(hardware, params.precision) for s in students}
-    rest = (seconds - _left(params, speed, seconds, started=True)) / 3600
-    lines = [f"this machine: {rate / 1e9:.1f} GFLOP/s in training, measured now"]
-    lines += [student_lines(s, rate, hours[s.name])[0] for s in students]
-    lines.append(
-        f"in all: {duration(sum(hours.values()) + rest)} of {duration(seconds / 3600)}: training "
-        f"{duration(sum(hours.values()))}, starting stages, rows and scores {duration(rest)}"
-    )
-    return lines
+    lines, training = [f"this machine: {speed.flops / 1e9:.1f} GFLOP/s in training, measured"], 0.0
+    for name, block in _trainings(params):
+        image = _image_seconds(block, params, speed)
+        training += (taken := 1000 * block.kimg * image)
+        lines.append(
+            f"train {name}: {number(block.kimg)} kimg, {1 / image:,.0f} images/s, "
+            f"{duration(taken / 3600)}"
+        )
+    rest = _fixed(params, speed, here=True)
+    return [
+        *lines,
+        f"in all: {duration((training + rest) / 3600)} of {duration(seconds / 3600)}: training "
+        f"{duration(training / 3600)}, starting, rows, validations and scores "
+        f"{duration(rest / 3600)}",
+    ]
 
 
 def _next(file: Path) -> str:
