@@ -1,6 +1,7 @@
 """`fewstep new`: a params file that fits images and weights which it has looked at."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from fewstep.cli import main
 from fewstep.data.labelled import ArraySource
 from fewstep.data.lmdb import build_lmdb
-from fewstep.data.look import look
+from fewstep.data.look import Look, look
 from fewstep.interop.architecture import architecture, network_block
 from fewstep.interop.load import load
 from fewstep.networks.denoiser import Denoiser
@@ -19,9 +20,19 @@ from fewstep.networks.protocol import Architecture
 from fewstep.networks.registry import network_class
 from fewstep.params import Network, Params, load_params
 from fewstep.params.editing import Text
-from fewstep.planning.propose import Sizes, number, sized_network
+from fewstep.planning.propose import (
+    LARGE,
+    MEDIUM,
+    SMALL,
+    Proposal,
+    Sizes,
+    Weights,
+    number,
+    sized_network,
+)
 from fewstep.planning.speed import Speed
 from fewstep.stages import new
+from fewstep.theory.sample import nfe
 from places import CONFIG
 
 
@@ -170,6 +181,27 @@ def test_a_network_ends_at_a_low_resolution(resolution: int) -> None:
     network = sized_network(resolution, 32)
     lowest = resolution >> (len(network.channel_mult) - 1)
     assert resolution % (1 << (len(network.channel_mult) - 1)) == 0 and lowest < 16
+
+
+@pytest.mark.parametrize("preset", [SMALL, MEDIUM, LARGE])
+@pytest.mark.parametrize("classes", [0, 5])
+def test_each_preset_becomes_params_of_other_data(here: Path, preset: str, classes: int) -> None:
+    counts = (100,) * classes
+    look = Look("a b", 500, 3, (64,), True, counts, ("v", "w: x", "y", "z", "yes")[:classes])
+    about = {"img_channels": 3, "label_dim": classes, "source": "t.pkl"}
+    weights = Weights("t.pkl", "0a" * 32, about)
+    network, sizes = sized_network(64, 64), Sizes.of(500)
+    made = Proposal(look, weights, preset, 64, network, sizes, False, "# t", "bf16")
+    Path("mine.yaml").write_text(made.scaled(0.01, None).text())
+    params = load_params("mine.yaml")
+    assert params.network == network and params.data.source == "a b"
+    assert params.metric.reference is None and params.data.classes == classes
+    assert all(student.batch == 64 for student in params.students.values() if preset != SMALL)
+    assert all(nfe(row.sampler, row.steps) <= 100 for row in params.rows.values())
+    longer = replace(made, teacher=None, look=replace(look, counts=(100,) * 5))
+    Path("mine.yaml").write_text(longer.scaled(1.0, 12.5).text())
+    train = load_params("mine.yaml").teacher.train
+    assert train is not None and train.kimg == 12.5 and train.validation is None
 
 
 EDITS: dict[str, tuple[Callable[[Text], object], str]] = {

@@ -217,7 +217,8 @@ class Proposal:
             return False
         if row["model"] == "teacher":
             few = row["sampler"] == "heun" or row["steps"] == "8"
-            return nfe(row["sampler"], int(row["steps"])) <= DEAREST and (few or not self.few)
+            steps = int(row["steps"]) if row["steps"].isdecimal() else 1  # own
+            return nfe(row["sampler"], steps) <= DEAREST and (few or not self.few)
         return True
 
 

@@ -12,7 +12,7 @@ from fewstep.files import atomic_path
 from fewstep.interop.checkpoint import import_checkpoint
 from fewstep.interop.verify import images_to_denoise, verify
 from fewstep.networks.weights import save_model
-from fewstep.params import Params, load_params
+from fewstep.params import Params, ParamsError, load_params
 from fewstep.params.editing import Text
 from fewstep.paths import DATA, MODELS, SNAPSHOTS
 from fewstep.quoting import listed, plain
@@ -57,21 +57,35 @@ def run(
     weights, about = import_checkpoint(Path(file), network)
     print(describe(file, about), flush=True)
     print(verify(weights, about, params, file, _known_images(params)), flush=True)
-    save_model(folder, weights, {**about, "name": folder.name})
     named = folder.absolute().parent == MODELS.absolute()
+    own = ("teacher", *params.students)  # --force may replace even those
+    again = Path(file).resolve() == folder.resolve()
+    if named and path is not None and folder.name not in own and not again:
+        block = {"url": file, "sha256": about["sha256"]} | ({"network": network} if network else {})
+        record(Path(path), folder.name, block)
+    save_model(folder, weights, {**about, "name": folder.name})
     if named:  # an output of `download-model`, as if that had made it
         (folder / "log.jsonl").touch()
         (SNAPSHOTS / folder.name).mkdir(parents=True, exist_ok=True)
-    if named and path is not None and Path(file).resolve() != folder.resolve():
-        block = {"url": file, "sha256": about["sha256"]} | ({"network": network} if network else {})
-        edited = with_import(Path(path).read_text(encoding="utf-8"), folder.name, block)
-        with atomic_path(path) as temporary:
-            temporary.write_text(edited, encoding="utf-8")
-            load_params(temporary)
-        print(f"import: added imports.{folder.name} to {path}")
     print(
         f"import: runs in the network of the params, is in {folder}\n{_next(file, folder, about)}"
     )
+
+
+def record(path: Path, name: str, block: dict[str, str]) -> None:
+    """Add an entry to the `imports` of a params file; every other byte stays.
+
+    Raises:
+        ParamsError: such a file would be refused, for example because of the name.
+    """
+    edited = with_import(path.read_text(encoding="utf-8"), name, block)
+    with atomic_path(path) as temporary:
+        temporary.write_text(edited, encoding="utf-8")
+        try:
+            load_params(temporary)
+        except ParamsError as error:
+            raise ParamsError(str(error).replace(str(temporary), str(path))) from None
+    print(f"import: added imports.{name} to {path}")
 
 
 def with_import(text: str, name: str, block: dict[str, str]) -> str:
