@@ -74,6 +74,8 @@ def run(
         raise ValueError(f"need a new file, got {file}, which is there; name another with --out")
     if (gpu is None) != (hours is None) or (gpu and budget):
         raise ValueError("need --gpu and --hours, or --budget for this machine, got a mixture")
+    if hours is not None and not 0 < hours < float("inf"):
+        raise ValueError(f"need a time above 0, got {hours} (--hours)")
     hardware = _named(gpu, gpus, utilisation) if gpu else None
     seconds = 3600 * (hours or 0.0) if gpu else _seconds(budget or "40m")
     found, weights = look(data), _weights(teacher)
@@ -86,6 +88,11 @@ def run(
         print("\n".join(describe(params, students, hardware, gpu, found.images)))
     else:
         print("\n".join(_plan(params, speed, seconds)))
+    if weights and re.match("https?://", weights.url):
+        print(
+            f"teacher: the file that came has sha256 {weights.sha256}, which {file} now names; "
+            "compare it with a source that you trust"
+        )
     print(f"new: {file}; next: {_next(file)}")
 
 
@@ -250,11 +257,9 @@ def _choices(proposal: Proposal) -> list[str]:
     if seen.class_names and proposal.classes:
         shown = [f"{c} ({k})" for c, k in zip(seen.class_names, seen.counts, strict=True)]
         classes += f": {', '.join(shown[:10])}" + (", ..." if len(shown) > 10 else "")
-    whose = (
-        f"read from {teacher.about['source']}, not executed"
-        if teacher
-        else ("the widest whose teacher sees enough images in this time")
-    )
+    whose = "the widest whose teacher sees enough images in this time"
+    if teacher is not None:
+        whose = f"read from {Path(teacher.url).name}, not executed"
     return [
         f"data: {seen.images:,} images, {colours}, shorter sides {seen.sides[0]} to "
         f"{seen.sides[-1]}; {classes}",
