@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from experiment import tiny_params
@@ -29,7 +30,7 @@ def test_help_imports_nothing_slow() -> None:
 
 
 COMMANDS = """build-lmdb check code compare download-all download-data download-model
-download-teacher export fid generate import phema plan preflight ref-stats results-table sample
+download-teacher export fid generate import new phema plan preflight ref-stats results-table sample
 sweep train""".split()
 
 
@@ -99,7 +100,32 @@ def test_check_says_what_the_params_hold(
     tiny_params(tmp_path)
     monkeypatch.chdir(tmp_path)
     main(["check"])
-    assert capsys.readouterr().out == "params.yaml: 4 students, 8 rows\n"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "params.yaml: 4 students, 8 rows",
+        "warning: need a file or folder at assets/fmnist16.npz, got nothing there (params.yaml: "
+        "data.source)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"images": 319}, r"need 320 images, 256 of the reference and 64 others .*, got 319 in t"),
+        ({"side": 8}, r"need images of 1x16x16 .*, got 1x8x8 .*\(params.yaml: data.resolution\)"),
+        ({"classes": 11}, r"need labels in \[0, 10\), got 10 .*\(params.yaml: data.classes\)"),
+    ],
+)
+def test_check_sees_data_that_is_too_little_or_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: dict[str, int], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_params(tmp_path, data__source="t.npz")
+    count, side = edit.get("images", 320), edit.get("side", 16)
+    images = np.zeros((count, 1, side, side), np.uint8)
+    np.savez("t.npz", images=images, labels=np.arange(count) % edit.get("classes", 10))
+    with pytest.raises(SystemExit, match=message):
+        main(["check"])
 
 
 def test_ctrl_c_while_starting_is_one_line(tmp_path: Path) -> None:

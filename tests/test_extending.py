@@ -34,7 +34,7 @@ main(["generate", "regression-1"])
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
-    return set_up(tmp_path, monkeypatch)
+    return set_up(tmp_path, monkeypatch, images=400)
 
 
 @pytest.mark.slow

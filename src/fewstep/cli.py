@@ -68,7 +68,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             module = module_of(stage)
         if "DVC_STAGE" in os.environ:  # as DVC's commands have it
             _refuse_links()
-        read = path if getattr(module, "TAKES_PATH", False) else _load(path)
+        if getattr(module, "TAKES_PATH", False):
+            read: Any = path
+        else:
+            _check_order(chosen, read := _load(path), given.get("name"))
+        if getattr(module, "WRITES_PARAMS", False):
+            given["path"] = path
         keep_freed_memory()
         module.run(read, **given)
     except (ValueError, OSError, FloatingPointError) as error:
@@ -106,6 +111,12 @@ def _refuse_links() -> None:
 
     if refused := refused_by_dvc():
         raise ValueError("\n".join(refused))
+
+
+def _check_order(stage: str | None, params: Any, name: str | None) -> None:  # noqa: ANN401
+    from fewstep.planning.order import check_order
+
+    check_order(str(stage), params, name)
 
 
 def _load(path: str) -> Any:  # noqa: ANN401

@@ -16,7 +16,7 @@ from urllib.request import Request, url2pathname, urlopen
 from filelock import FileLock
 
 from fewstep.files import atomic_path, disk_full, is_disk_full, sha256_file
-from fewstep.params import Download, Params
+from fewstep.params import Download, Import, Params
 from fewstep.paths import SCRATCH
 from fewstep.progress import progress
 
@@ -96,10 +96,39 @@ def fetch(
     return whole
 
 
-def downloads(params: Params) -> Iterator[tuple[str, Download]]:
-    """Each key of the params with a url and sha256, except data, and its block."""
+def measured(url: str, cache: Path, *, key: str = "teacher") -> Path:
+    """The file at an http(s) URL, in the cache under the sha256 that it turns out to have.
+
+    For looking at it: no stage uses a file whose sha256 the params do not name.
+
+    Raises:
+        ValueError, ConnectionError, OSError: as `fetch`.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    part = cache / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.part"
+    return _measured(_Download(url, part, key, 6, 1.0, 30.0))
+
+
+def obtain(file: Download | Import, cache: Path, key: str) -> Path:
+    """As `fetch`; a local folder, or a local file without a sha256, as it is.
+
+    Raises:
+        ValueError, ConnectionError, OSError: as `fetch`.
+    """
+    here = urlsplit(file.url).scheme == ""
+    if here and (file.sha256 is None or Path(file.url).is_dir()):
+        if not Path(file.url).exists():
+            raise ValueError(
+                f"need a file or folder at {file.url}, got nothing (params.yaml: {key}.url)"
+            )
+        return Path(file.url)
+    return fetch(file.url, file.sha256 or "unknown", cache, key=key)
+
+
+def downloads(params: Params) -> Iterator[tuple[str, Download | Import]]:
+    """Each key of the params with a url, except data, and its block."""
     if params.teacher.url is not None:
-        yield "teacher", Download(params.teacher.url, str(params.teacher.sha256))
+        yield "teacher", Import(params.teacher.url, params.teacher.sha256)
     yield from ((f"imports.{name}", file) for name, file in params.imports.items())
     if params.metric.weights is not None:
         yield "metric.weights", params.metric.weights

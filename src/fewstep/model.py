@@ -73,7 +73,7 @@ class Model:
 
     @property
     def classes(self) -> int:
-        """The number of classes; labels are 0 to classes - 1."""
+        """The number of classes; labels are 0 to classes - 1, or 0 where there are none."""
         return self.description.data.classes
 
     @torch.no_grad()
@@ -182,9 +182,10 @@ class Model:
         return one_hot(given.flatten().expand(count).long(), self.classes).to(self.device)
 
     def _check_labels(self, labels: Sequence[int]) -> None:
-        if wrong := [c for c in labels if not 0 <= c < self.classes]:
+        last = max(self.classes, 1) - 1
+        if wrong := [c for c in labels if not 0 <= c <= last]:
             raise ValueError(
-                f"need labels from 0 to {self.classes - 1}, the classes of {self.name}, got "
+                f"need labels from 0 to {last}, the classes of {self.name}, got "
                 f"{quoted(wrong[0])}"
             )
 

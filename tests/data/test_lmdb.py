@@ -106,7 +106,7 @@ def test_source_files_of_another_kind_are_refused(tmp_path: Path) -> None:
 
     refused("missing.npz", r"got nothing at .*missing\.npz")
     np.savez(tmp_path / "other.npz", x=GOOD.images)
-    refused("other.npz", r"need the arrays images and labels in .*got x")
+    refused("other.npz", r"need the array images, and labels .*got x")
     whole = io.BytesIO()
     np.savez_compressed(whole, images=GOOD.images, labels=GOOD.labels)
     (tmp_path / "cut.npz").write_bytes(whole.getvalue()[:300])

@@ -9,7 +9,7 @@ from fewstep.files import read_json, sha256_file
 from fewstep.interop.install import install
 from fewstep.networks.registry import build_denoiser
 from fewstep.networks.weights import read_safetensors, save_model
-from fewstep.params import Download
+from fewstep.params import Import
 from fewstep.paths import MODELS
 from fewstep.stages import import_
 from fewstep.theory.noise import Schedule
@@ -27,7 +27,7 @@ def test_an_imported_student_keeps_its_sampling(
     if how == "by the command":
         import_.run(params, str(file), MODELS / "theirs")
     else:
-        install("theirs", Download(str(file), sha256_file(file)), params)
+        install("theirs", Import(str(file), sha256_file(file)), params)
     kept = read_json(MODELS / "theirs" / "model.json")
     assert kept == read_safetensors(MODELS / "theirs" / "model.safetensors")[1]
     assert kept["sampling"] == sampling

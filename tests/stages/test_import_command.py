@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import parity
 from experiment import tiny_params
+from fewstep.cli import main
 from fewstep.networks.weights import read_safetensors
+from fewstep.params import ParamsError
 from fewstep.paths import MODELS
 from fewstep.stages import import_ as stage
 from places import VECTORS
@@ -65,11 +68,6 @@ def test_what_does_not_fit_is_named_by_its_key(
     with pytest.raises(ValueError, match=message):
         stage.run(params, str(published(tmp_path)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_attention_outside_of_the_network_is_no_difference(tmp_path: Path) -> None:
-    params = tiny_params(tmp_path, **FITS, network__attn_resolutions=[32, 8, 4])
-    stage.run(params, str(published(tmp_path)), tmp_path / "out")
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
@@ -135,6 +133,46 @@ def test_it_says_what_can_be_done_next(
     published(tmp_path)
     stage.run(tiny_params(tmp_path, **FITS), "student.bin")
     out = capsys.readouterr().out
-    assert "fewstep sample student\n" in out and "a row with model: student (params.yaml)" in out
-    sha256 = json.loads((MODELS / "student" / "model.json").read_text())["sha256"]
-    assert f"imports: {{ student: {{ url: student.bin, sha256: {sha256} }} }}" in out
+    assert "fewstep sample student\n" in out and "students.<name>.init_from: student" in out
+    row = "{ model: student, sampler: heun, steps: 18, guidance_scale: 1.0 }"
+    assert f"measure it: rows: student: {row} (params.yaml)" in out
+
+
+def test_what_was_imported_is_a_model_of_the_params(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the model of a row and as a start; `download-model` would make the same."""
+    monkeypatch.chdir(tmp_path)
+    tiny_params(tmp_path, **FITS)
+    (tmp_path / "folder").mkdir()
+    published(tmp_path).rename("folder/pytorch_model.bin")
+    main(["import", "folder"])
+    made = (MODELS / "folder" / "model.safetensors").read_bytes()
+    raw = yaml.safe_load(Path("params.yaml").read_text())
+    assert set(raw["imports"]["folder"]) == {"url", "sha256"}
+    raw["rows"]["cd-4"]["model"] = raw["students"]["cd"]["init_from"] = "folder"
+    Path("params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    main(["download-model", "folder"])
+    assert (MODELS / "folder" / "model.safetensors").read_bytes() == made
+    raw["imports"]["folder"]["sha256"] = "0" * 64
+    Path("params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    with pytest.raises(SystemExit, match="need sha256 000.*of the checkpoint in folder"):
+        main(["download-model", "folder"])
+    del raw["imports"]["folder"]["sha256"]  # a local one needs none
+    Path("params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    main(["download-model", "folder"])
+
+
+def test_weights_at_an_address_need_a_checksum(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=r"need the sha256 of a file at an address.*imports.a.sh"):
+        tiny_params(tmp_path, imports={"a": {"url": "https://example.org/a.pt"}})
+
+
+def test_an_entry_of_imports_keeps_what_is_around_it() -> None:
+    block = {"url": "b.bin", "sha256": "0a"}
+    line = "  b: {sha256: 0a, url: b.bin}\n"
+    assert stage.with_import("imports: {} # none\na: 1\n", "b", block) == f"imports:\n{line}a: 1\n"
+    text = "imports:\n  c: { url: c } # C\n\n# A\na: 1\n"
+    after = stage.with_import(text, "b", block)
+    assert after == f"imports:\n  c: {{ url: c }} # C\n{line}\n# A\na: 1\n"
+    assert stage.with_import(after, "b", block) == after

@@ -14,6 +14,7 @@ import numpy as np
 from fewstep.arrays import DAMAGE
 from fewstep.budgets import LISTING, ZIP_DIRECTORY, Bounded, within
 from fewstep.data.decode import MAX_BYTES
+from fewstep.data.labelled import classes_in
 from fewstep.data.labels import folder_labels, is_image, listed_labels, other_pictures
 from fewstep.data.stream import FileStream, fingerprint, state_of
 from fewstep.quoting import plain, printable
@@ -63,19 +64,20 @@ def _descriptor(path: str) -> int:
     return os.open(path, os.O_RDONLY)
 
 
-def open_zip(path: Path, shape: tuple[int, int, int], classes: int) -> FileStream:
+def open_zip(path: Path, shape: tuple[int, int, int], classes: int | None) -> FileStream:
     """The image files of a zip, sorted; otherwise as `open_folder`.
 
     Raises:
         ValueError: a damaged zip, no images, encrypted or unusually compressed ones, or labels
             that do not fit.
     """
+    named: tuple[str, ...] = ()
     names, table, listing, note = _directory(path)
     if listing is not None:
         labels = listed_labels(listing, names, classes, path.name)
     else:
         row = {name: i for i, name in enumerate(names)}
-        names, labels = folder_labels(names, classes, path.name)
+        names, labels, named = folder_labels(names, classes, path.name)
         table = table[[row[name] for name in names]]
     facts = fingerprint(state_of(path), names, labels.tolist(), shape)
 
@@ -83,7 +85,9 @@ def open_zip(path: Path, shape: tuple[int, int, int], classes: int) -> FileStrea
         return ZipPart(str(path), names[i], int(labels[i]), *table[i].tolist())
 
     fit = listing is None
-    return FileStream(path.name, shape, labels, classes, facts, note, part, fit)
+    count = classes_in(labels) if classes is None else classes
+    about = path.name, shape, labels, count, facts, note
+    return FileStream(*about, part, fit, class_names=named)
 
 
 def _directory(path: Path) -> tuple[list[str], np.ndarray, bytes | None, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fewstep.budgets import LISTING, read_small
 from fewstep.data.decode import MAX_BYTES
+from fewstep.data.labelled import classes_in
 from fewstep.data.labels import folder_labels, is_image, listed_labels, other_pictures
 from fewstep.data.stream import FileStream, fingerprint
 from fewstep.data.tree import Tree, survey
@@ -29,17 +30,21 @@ def _open(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a named pipe would wait for a writer, for ever
 
 
-def open_folder(path: Path, shape: tuple[int, int, int], classes: int) -> FileStream:
+def open_folder(path: Path, shape: tuple[int, int, int], classes: int | None) -> FileStream:
     """Image files anywhere below `path`, sorted; links are followed, hidden folders left out.
 
     With a dataset.json they are what EDM's tool wrote, and must have the size of the params.
     Without one they are in class folders, have any size, and are cropped and resized.
+
+    Args:
+        classes: 0 for data whose labels do not count, None for as many as there are.
 
     Raises:
         ValueError: no images, labels that do not fit, or links to folders that are not there.
     """
     tree = survey(path)
     _check_links(path, tree)
+    named: tuple[str, ...] = ()
     names, listing = [name for name in tree.files if is_image(name)], path / "dataset.json"
     if not names:
         raise ValueError(
@@ -50,7 +55,7 @@ def open_folder(path: Path, shape: tuple[int, int, int], classes: int) -> FileSt
         text = read_small(listing, base + each * len(names), "a listing")
         labels = listed_labels(text, names, classes, str(path))
     else:
-        names, labels = folder_labels(names, classes, str(path))
+        names, labels, named = folder_labels(names, classes, str(path))
     # Sizes and times, because hashing the content would take as long as the build.
     facts = fingerprint(([name, *tree.files[name]] for name in names), labels.tolist(), shape)
     note = _note(tree)
@@ -58,7 +63,9 @@ def open_folder(path: Path, shape: tuple[int, int, int], classes: int) -> FileSt
     def part(i: int) -> FilePart:
         return FilePart(str(path), names[i], int(labels[i]))
 
-    return FileStream(path.name, shape, labels, classes, facts, note, part, fit=not prepared)
+    count = classes_in(labels) if classes is None else classes
+    about = path.name, shape, labels, count, facts, note
+    return FileStream(*about, part, fit=not prepared, class_names=named)
 
 
 def _check_links(path: Path, tree: Tree) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from fewstep.arrays import DAMAGE, open_arrays
 from fewstep.budgets import LISTING, read_small
 from fewstep.data.decode import Decoded
-from fewstep.data.labelled import check_labels
+from fewstep.data.labelled import check_labels, classes_in
 from fewstep.data.stream import Stream, fingerprint, state_of
 from fewstep.quoting import printable
 
@@ -68,7 +68,7 @@ def _check_numbers(path: Path, files: list[Path]) -> str:
     return "" if len(files) >= _BATCHES else f"{len(files)} of the data set's {_BATCHES} batches"
 
 
-def open_batches(path: Path, shape: tuple[int, int, int], classes: int) -> BatchStream:
+def open_batches(path: Path, shape: tuple[int, int, int], classes: int | None) -> BatchStream:
     """The batches of downsampled ImageNet in a folder, or one of them.
 
     The files' labels 1, 2, ... follow the data set's own order of classes. If `map_clsloc.txt` is
@@ -89,7 +89,9 @@ def open_batches(path: Path, shape: tuple[int, int, int], classes: int) -> Batch
                     f"need data ({len(labels)}, {size}) in {file}, got {have} "
                     "(params.yaml: data.resolution, data.channels)"
                 )
-    labels, note = _standard(np.concatenate(found) - 1, files[0].with_name(MAPPING), classes)
+    own = np.concatenate(found) - 1
+    classes = classes_in(own) if classes is None else classes
+    labels, note = _standard(own, files[0].with_name(MAPPING), classes)
     note = "; ".join(filter(None, (note, share)))
     facts = fingerprint(map(state_of, files), shape, labels.tolist())
     counts = [len(batch) for batch in found]

@@ -100,7 +100,8 @@ def _partial(path: Path, source: Stream) -> Generator["_Partial"]:
                 file.write_text(json.dumps(about))
             images = os.open(folder / "images", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
             try:
-                yield _Partial(folder, source.name, source.shape, source.classes, images)
+                about = source.name, source.shape, source.classes, source.class_names
+                yield _Partial(folder, *about, images)
             finally:
                 os.close(images)
     except Timeout as error:
@@ -115,6 +116,7 @@ class _Partial:
     name: str
     shape: tuple[int, int, int]
     classes: int
+    class_names: tuple[str, ...]
     file: int
 
     def __post_init__(self) -> None:

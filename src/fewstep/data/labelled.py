@@ -14,7 +14,8 @@ class Source(Protocol):
     Attributes:
         name: in the LMDB's metadata; without folders, so it is equal on every machine.
         shape: (C, H, W) of every image.
-        classes: every label is in [0, classes).
+        classes: every label is in [0, classes); 0: labels are there but do not count.
+        class_names: one for each class, or none.
     """
 
     @property
@@ -23,6 +24,8 @@ class Source(Protocol):
     def shape(self) -> tuple[int, int, int]: ...
     @property
     def classes(self) -> int: ...
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> tuple[np.ndarray, int]: ...
 
@@ -35,6 +38,7 @@ class ArraySource:
     images: np.ndarray
     labels: np.ndarray
     classes: int
+    class_names: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -46,6 +50,11 @@ class ArraySource:
 
     def __getitem__(self, index: int, /) -> tuple[np.ndarray, int]:
         return self.images[index], int(self.labels[index])
+
+
+def classes_in(labels: np.ndarray) -> int:
+    """How many classes labels (N,) speak of: the largest + 1."""
+    return int(labels.max(initial=0)) + 1
 
 
 def check_shape(
@@ -60,8 +69,11 @@ def check_shape(
 
 
 def check_labels(labels: np.ndarray, classes: int, path: str | os.PathLike[str]) -> None:
-    """Refuse labels (N,) outside [0, classes), naming the first one and its index."""
-    outside = (labels < 0) | (labels >= classes)
+    """Refuse labels (N,) outside [0, classes), naming the first one and its index.
+
+    Data without classes may have any labels: they are not looked at.
+    """
+    outside = (labels < 0) | (labels >= classes) if classes else np.zeros(1, bool)
     if outside.any():
         first = int(outside.argmax())
         raise ValueError(

@@ -33,8 +33,11 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()  # pathlib takes seconds for a million names
 
 
-def listed_labels(text: bytes, names: list[str], classes: int, where: str) -> np.ndarray:
+def listed_labels(text: bytes, names: list[str], classes: int | None, where: str) -> np.ndarray:
     """Labels (N,) of the images `names` in EDM's dataset.json: {"labels": [[name, label], ...]}.
+
+    Args:
+        classes: 0 for data whose labels do not count, None for as many as there are.
 
     Raises:
         ValueError: another kind of file, an image without a label, a label without an image, or a
@@ -50,7 +53,7 @@ def listed_labels(text: bytes, names: list[str], classes: int, where: str) -> np
             f'need {{"labels": [[name, label], ...]}} in dataset.json of {where}, got '
             f"{plain(repr(error), 200)} (params.yaml: data.source)"
         ) from error
-    if pairs is None and classes == 1:  # EDM's tool writes null for data without labels
+    if pairs is None and (classes or 0) <= 1:  # EDM's tool writes null for data without labels
         return np.zeros(len(names), np.int64)
     bare = [name for name in names if name not in known]
     gone = sorted(known.keys() - set(names))
@@ -60,20 +63,26 @@ def listed_labels(text: bytes, names: list[str], classes: int, where: str) -> np
             f"need a file and a label for each image in {where}, got {count} {what}, first "
             f"{plain((bare or gone)[0], 200)} (params.yaml: data.source)"
         )
-    if wrong := next((name for name in names if not 0 <= known[name] < classes), None):
+    above = classes or np.inf
+    if wrong := next((name for name in names if not 0 <= known[name] < above), None):
         raise ValueError(
-            f"need labels in [0, {classes}), got {quoted(known[wrong])} at {plain(wrong, 200)} in "
+            f"need labels in [0, {above}), got {quoted(known[wrong])} at {plain(wrong, 200)} in "
             f"{where} (params.yaml: data.classes)"
         )
     return np.array([known[name] for name in names], np.int64)
 
 
-def folder_labels(names: list[str], classes: int, where: str) -> tuple[list[str], np.ndarray]:
-    """The images in a tree of class folders, sorted, and their labels (N,).
+def folder_labels(
+    names: list[str], classes: int | None, where: str
+) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
+    """The images in a tree of class folders, sorted, their labels (N,), and the classes' names.
 
     The class of `n01440764/a.png` is its first folder. If there is a folder `train`, the class is
     the folder below it, and images outside `train` are left out. Classes are numbered in
-    alphabetical order.
+    alphabetical order. Images that are all in no folder are one class without a name.
+
+    Args:
+        classes: 0 for data whose labels do not count, None for as many as there are.
 
     Raises:
         ValueError: images without a class folder, or another number of class folders.
@@ -87,19 +96,20 @@ def folder_labels(names: list[str], classes: int, where: str) -> tuple[list[str]
         found = [parts[0] if len(parts) > 1 else "" for parts in split]
     order = sorted(range(len(split)), key=lambda i: (found[i], split[i]))
     number = {name: i for i, name in enumerate(sorted(set(found)))}
-    if "" in number and classes > 1:
+    if "" in number and (len(number) if classes is None else classes) > 1:
         loose = "/".join(split[order[0]])
         raise ValueError(
             f"need each image in the folder of its class in {where}, got {plain(loose, 200)} "
             "(params.yaml: data.source)"
         )
-    if len(number) != classes:
+    if classes and len(number) != classes:
         raise ValueError(
             f"need {classes} class folders, got {len(number)} in {where}: {_listed(found)} "
             "(params.yaml: data.classes)"
         )
     labels = np.array([number[found[i]] for i in order], np.int64)
-    return ["/".join(split[i]) for i in order], labels
+    named = tuple(number) if classes != 0 and "" not in number else ()
+    return ["/".join(split[i]) for i in order], labels, named
 
 
 def _listed(found: list[str]) -> str:

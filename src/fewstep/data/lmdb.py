@@ -4,7 +4,8 @@ images_{i}_data    raw uint8 CHW bytes
 labels_{i}_data    int64, little-endian
 images_shape       "N C H W"
 labels_shape       "N"; theirs also "N 1"
-fewstep_metadata   ours: JSON with shape, classes, source, sha256 of the content
+fewstep_metadata   ours: JSON with shape, classes, source, sha256 of the content, and the names of
+                   the classes if they have any
 """
 
 import hashlib
@@ -21,7 +22,7 @@ import lmdb
 import numpy as np
 
 from fewstep.budgets import HEADER, IMAGE, read_json, within
-from fewstep.data.labelled import Source, check_labels, check_shape
+from fewstep.data.labelled import Source, check_labels, check_shape, classes_in
 from fewstep.data.pages import check_pages
 from fewstep.files import atomic_path
 from fewstep.progress import progress
@@ -63,9 +64,12 @@ def build_lmdb(source: Source, path: str | os.PathLike[str], *, silent: bool = F
         "classes": source.classes,
         "source": source.name,
     }
+    if source.class_names:
+        metadata["class_names"] = list(source.class_names)
     with atomic_path(path) as temporary, _Writer(temporary, _map_size(count, shape)) as writer:
         for i in progress(order, "build-lmdb", "images", silent=silent):
-            image, labels[i] = source[i]
+            image, label = source[i]
+            labels[i] = label if source.classes else 0
             if image.dtype != np.uint8 or image.shape != shape:
                 raise ValueError(
                     f"need uint8 images of {shape}, got {image.dtype} {image.shape} at index {i} "
@@ -112,7 +116,13 @@ class ImageDataset:
             self.metadata: dict[str, Any] | None = self._read_metadata(txn)
         self.read([0, self._count - 1])
         known = self.metadata["classes"] if self.metadata else classes
-        self.classes: int = int(self.labels().max()) + 1 if known is None else known
+        self.classes: int = classes_in(self.labels()) if known is None else known
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name for each class, or none."""
+        names = (self.metadata or {}).get("class_names", ())
+        return tuple(map(str, names)) if len(names) == self.classes else ()
 
     def __len__(self) -> int:
         return self._count

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fewstep.budgets import ROWS, regular, within
-from fewstep.data.labelled import check_labels
+from fewstep.budgets import HEADER, ROWS, read_json, regular, within
+from fewstep.data.labelled import check_labels, classes_in
 from fewstep.data.stream import FileStream, fingerprint, state_of
 from fewstep.quoting import listed, printable
 
@@ -46,7 +46,7 @@ def _images(file: str, group: int) -> Any:  # noqa: ANN401
     return table.column("image").combine_chunks().field("bytes")
 
 
-def open_parquet(path: Path, shape: tuple[int, int, int], classes: int) -> FileStream:
+def open_parquet(path: Path, shape: tuple[int, int, int], classes: int | None) -> FileStream:
     """The rows of one shard, or of the shards in a folder (or its `data`), in order of names.
 
     If some shards are named `train-...`, the others are left out. Images may have any size and
@@ -64,6 +64,9 @@ def open_parquet(path: Path, shape: tuple[int, int, int], classes: int) -> FileS
     labels = np.concatenate([values for _, values in surveys])
     if not len(labels):
         raise ValueError(f"need at least 1 image, got 0 in {path} (params.yaml: data.source)")
+    named = _class_names(files[0])
+    if classes is None:
+        classes = max(len(named), classes_in(labels))
     check_labels(labels, classes, path)
 
     def part(i: int) -> ParquetPart:
@@ -72,7 +75,9 @@ def open_parquet(path: Path, shape: tuple[int, int, int], classes: int) -> FileS
         return ParquetPart(str(files[file]), int(labels[i]), group, i - first)
 
     facts = fingerprint(map(state_of, files), shape)
-    return FileStream(path.name, shape, labels, classes, facts, "", part, fit=True)
+    named = named if len(named) == classes else ()
+    about = path.name, shape, labels, classes, facts, ""
+    return FileStream(*about, part, fit=True, class_names=named)
 
 
 def shards(path: Path) -> list[Path]:
@@ -141,6 +146,17 @@ def _survey(file: Path) -> tuple[list[int], np.ndarray]:
             f"need parquet with columns image (bytes, path) and label (integers), got {file}: "
             f"{printable(str(error), keep='')} (params.yaml: data.source)"
         ) from error
+
+
+def _class_names(file: Path) -> tuple[str, ...]:
+    """The names of the labels, where Hugging Face's description of the columns has them."""
+    try:
+        about = (_pyarrow().ParquetFile(file).schema_arrow.metadata or {}).get(b"huggingface", b"")
+        names = read_json(about, HEADER, "a shard's description")
+        names = names["info"]["features"]["label"]["names"]
+        return tuple(names) if all(isinstance(name, str) for name in names) else ()
+    except (ValueError, KeyError, TypeError):
+        return ()
 
 
 def _pyarrow() -> Any:  # noqa: ANN401

@@ -15,13 +15,13 @@ from fewstep.data.cifar import read_cifar
 from fewstep.data.folders import open_folder
 from fewstep.data.idx import is_idx, read_idx_folder
 from fewstep.data.imagenet_npz import batches, open_batches
-from fewstep.data.labelled import ArraySource, Source, check_labels, check_shape
+from fewstep.data.labelled import ArraySource, Source, check_labels, check_shape, classes_in
 from fewstep.data.lmdb import ImageDataset
 from fewstep.data.parquet import open_parquet, shards
 from fewstep.quoting import listed, printable
 
 
-def open_source(path: str | Path, resolution: int, channels: int, classes: int) -> Source:
+def open_source(path: str | Path, resolution: int, channels: int, classes: int | None) -> Source:
     """Open what `data.source` names and check that it is what the params promise.
 
     Args:
@@ -36,7 +36,8 @@ def open_source(path: str | Path, resolution: int, channels: int, classes: int) 
             - a folder with the idx files of MNIST or one of its kin.
         resolution, channels, classes: of the images (params.yaml: data). Class folders and parquet
             shards are cropped and resized to the resolution, idx images get a black frame; all else
-            must have it.
+            must have it. With 0 classes labels may be anything and do not count; None takes as many
+            as there are.
 
     Raises:
         ValueError: no such file, another kind of file, other shapes or types, no images, or a
@@ -51,7 +52,9 @@ def open_source(path: str | Path, resolution: int, channels: int, classes: int) 
         return open_batches(path, shape, classes)
     if path.suffix in (".lmdb", ".mdb") or (path / "data.mdb").is_file():
         dataset = ImageDataset(path, classes)
-        dataset.check(resolution, channels, classes)
+        dataset.check(resolution, channels, classes or dataset.classes)
+        if classes == 0:
+            dataset.classes = 0
         return dataset
     if path.suffix == ".zip":
         return open_zip(path, shape, classes)
@@ -71,6 +74,7 @@ def open_source(path: str | Path, resolution: int, channels: int, classes: int) 
             f"got {path} (params.yaml: data.source)"
         )
     check_shape(images.shape[1:], shape, path)
+    classes = classes_in(labels) if classes is None else classes
     check_labels(labels, classes, path)
     return ArraySource(path.name, images, labels, classes)
 
@@ -87,7 +91,9 @@ def _read_npz(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.n
     try:
         with open_arrays(path) as arrays:
             _check_headers(arrays, shape, path)
-            images, labels = arrays["images"].read(), arrays["labels"].read()
+            images = arrays["images"].read()
+            # data of one class need none
+            labels = arrays["labels"].read() if "labels" in arrays else np.zeros(len(images))
     except (OSError, ValueError) as error:
         if str(path) in str(error):
             raise
@@ -99,18 +105,18 @@ def _read_npz(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.n
 
 
 def _check_headers(arrays: dict[str, StoredArray], shape: tuple[int, int, int], path: Path) -> None:
-    if not arrays.keys() >= {"images", "labels"}:
+    if "images" not in arrays:
         raise ValueError(
-            f"need the arrays images and labels in {path}, got {listed(list(arrays)) or 'none'} "
-            "(params.yaml: data.source)"
+            f"need the array images, and labels beside it, in {path}, got "
+            f"{listed(list(arrays)) or 'none'} (params.yaml: data.source)"
         )
-    images, labels = arrays["images"], arrays["labels"]
+    images, labels = arrays["images"], arrays.get("labels")
     if images.dtype != np.uint8 or len(images.shape) != 4:
         raise ValueError(
             f"need images of uint8 (N, C, H, W) in {path}, got {images.dtype} "
             f"{images.shape} (params.yaml: data.source)"
         )
-    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+    if labels and (labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]):
         raise ValueError(
             f"need integer labels of shape ({images.shape[0]},), one per image, in {path}, got "
             f"{labels.dtype} {labels.shape} (params.yaml: data.source)"

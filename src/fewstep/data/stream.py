@@ -4,7 +4,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ class Stream(ABC):
         labels: class of every image, (N,), in [0, classes).
         fingerprint: changes when the files do; an interrupted build compares it before resuming.
         note: a caveat for the readers of the manifest.
+        class_names: one for each class, or none.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Stream(ABC):
     classes: int
     fingerprint: str
     note: str
+    class_names: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.interop.tensors import Stored
-from fewstep.params import Params
+from fewstep.params import Network, Params
 from fewstep.quoting import plain
 
 # at most 6 digits, because int() takes quadratic time
@@ -29,7 +29,7 @@ _KEYS = {  # EDM's names of the arguments to keys of params.yaml
 _TYPES = {"DhariwalUNet": "adm", "SongUNet": "ddpmpp", "EDM2": "edm2"}
 _EMB = 4  # channels of the embedding, in multiples of the model's: EDM's channel_mult_emb
 _NCSNPP = re.compile(r"model\.(map_noise\.freqs|(enc|dec)\..*_aux_(residual|skip|down|up)\b)")
-_SUPPORTED = "a class-conditional ADM, DDPM++ or EDM2 network under EDM's names"
+_SUPPORTED = "an ADM, DDPM++ or EDM2 network under EDM's names"
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def architecture(weights: Mapping[str, Stored | Tensor]) -> dict[str, Any]:
             "attn_resolutions": [n for n in levels if f"{first[n]}.{names.qkv}.weight" in weights],
             "img_resolution": levels[0],
             "img_channels": int(image.shape[1]) - edm2,  # EDM2 adds a channel of ones
-            "label_dim": int(weights[names.label].shape[1]),
+            "label_dim": int(weights[names.label].shape[1]) if names.label in weights else 0,
         }
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise ValueError(f"need {_SUPPORTED}, got another one: no {error}") from error
@@ -110,8 +110,22 @@ def _is_supported(weights: Mapping[str, Stored | Tensor], names: _Names) -> None
         raise ValueError(f"need resampling filters of 2x2, got {sorted(odd)[0]}, as in NCSN++")
     if any(len(w.shape) > 8 or 0 in w.shape for w in weights.values()):
         raise ValueError("need weights of at most 8 dimensions, none of them empty")
-    if names.label not in weights and len(weights) > 1:
-        raise ValueError(f"need {_SUPPORTED}, got one without classes: no {names.label!r}")
+
+
+def network_block(about: Mapping[str, Any]) -> Network:
+    """The block of the params that describes a network.
+
+    Args:
+        about: from `architecture`; sigma_data is EDM's 0.5 where the file does not say it.
+    """
+    return Network(
+        type=_TYPES[about["model_type"]],
+        model_channels=about["model_channels"],
+        channel_mult=tuple(about["channel_mult"]),
+        num_blocks=about["num_blocks"],
+        attn_resolutions=tuple(about["attn_resolutions"]),
+        sigma_data=float(about.get("sigma_data", 0.5)),
+    )
 
 
 def check_architecture(about: Mapping[str, Any], params: Params, origin: str | Path) -> None:
@@ -134,9 +148,8 @@ def check_architecture(about: Mapping[str, Any], params: Params, origin: str | P
         ours, theirs = getattr(getattr(params, block), field), about.get(name)
         if name == "model_type":
             theirs = _TYPES.get(str(theirs), theirs)
-        if name == "attn_resolutions":  # params may list resolutions that the network never reaches
-            levels = {params.data.resolution >> n for n in range(len(network.channel_mult))}
-            ours = sorted(levels & set(ours), reverse=True)
+        if name == "attn_resolutions":  # in any order
+            ours = sorted(ours, reverse=True)
         ours = list(ours) if isinstance(ours, tuple) else ours
         if name in about and theirs != ours:
             wrong[key] = f"need {key} {plain(str(theirs))}, got {ours}"

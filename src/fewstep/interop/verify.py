@@ -84,7 +84,9 @@ def verify(
     generator = torch.Generator().manual_seed(0)
     sigma = torch.tensor([noise.sigma_max, (noise.sigma_min * noise.sigma_max) ** 0.5])
     x = torch.randn(2, d.channels, d.resolution, d.resolution, generator=generator)
-    labels = one_hot(torch.tensor([0, d.classes - 1]), d.classes) * torch.tensor([[1.0], [0.0]])
+    labels = one_hot(torch.tensor([0, max(d.classes, 1) - 1]), d.classes) * torch.tensor(
+        [[1.0], [0.0]]
+    )
     D_x = denoiser(x * sigma[:, None, None, None], sigma, labels)
     bad = int((~D_x.isfinite()).sum())
     if D_x.shape != x.shape or bad:
@@ -100,7 +102,7 @@ def images_to_denoise(params: Params, dataset: Images | None = None) -> Known:
     d = params.data
     count = 16 if d.resolution <= _SMALL else 4
     if dataset is None:
-        labels = torch.arange(count) % d.classes
+        labels = torch.arange(count) % max(d.classes, 1)
         shapes = _shapes(count, d.resolution).expand(-1, d.channels, -1, -1).contiguous()
         return Known(shapes, one_hot(labels, d.classes), f"{count} drawn shapes", own=False)
     chosen = np.unique(np.linspace(0, len(dataset) - 1, count).astype(np.int64))

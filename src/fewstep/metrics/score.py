@@ -92,8 +92,9 @@ def score(
         _memorisation(features, labels, reference, settings, device, found)
     if (s := settings.bootstrap) is not None:
         found.errors[label] = bootstrap_error(features, distance, s.resamples), "resamples"
-    # a class with a single image has no covariance
-    if min(np.bincount(labels)[np.unique(labels)]) > 1:
+    # a class with a single image has no covariance, and small data may have few of some class
+    drawn, theirs = np.bincount(labels), np.bincount(real_labels, minlength=labels.max() + 1)
+    if min(min(drawn[c], theirs[c]) for c in np.unique(labels)) > 1:
         found.classes = class_distances(features, labels, real, real_labels)
     return found
 

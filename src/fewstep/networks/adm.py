@@ -33,16 +33,19 @@ class ADM(EDMUNet):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)
         a = architecture
-        label_init = Init("kaiming_normal", gain=math.sqrt(a.classes))
-        self.map_label = Linear(a.classes, self.n_emb, label_init, bias=False)
+        self.map_label = None
+        if a.classes:
+            label_init = Init("kaiming_normal", gain=math.sqrt(a.classes))
+            self.map_label = Linear(a.classes, self.n_emb, label_init, bias=False)
         width = self.build_levels(a.model_channels * a.channel_mult[0])
         self.out_norm = GroupNorm(width, self.style.eps)
         self.out_conv = Conv2d(width, a.channels, 3, self.style.zero)
 
     def embed(self, c_noise: Tensor, labels: Tensor) -> Tensor:
-        labels = self.drop_labels(labels)
         emb = self.map_layer1(F.silu(self.map_layer0(self.map_noise(c_noise))))
-        return F.silu(emb + self.map_label(labels))
+        if self.map_label is not None:
+            emb = emb + self.map_label(self.drop_labels(labels))
+        return F.silu(emb)
 
     def output(self, x: Tensor) -> Tensor:
         return self.out_conv(self.out_norm(x, silu=True))

@@ -37,7 +37,7 @@ class DDPMpp(EDMUNet):
     def __init__(self, architecture: Architecture, augment_dim: int = 0) -> None:
         super().__init__(architecture)
         a, init = architecture, self.style.init
-        self.map_label = Linear(a.classes, a.model_channels, init)
+        self.map_label = Linear(a.classes, a.model_channels, init) if a.classes else None
         if augment_dim:
             self.map_augment = Linear(augment_dim, a.model_channels, init, bias=False)
         width, res = self.build_levels(a.model_channels), a.resolution
@@ -45,10 +45,11 @@ class DDPMpp(EDMUNet):
         self.dec[f"{res}x{res}_aux_conv"] = Conv2d(width, a.channels, 3, self.style.zero)
 
     def embed(self, c_noise: Tensor, labels: Tensor) -> Tensor:
-        labels = self.drop_labels(labels)
         cos, sin = self.map_noise(c_noise).chunk(2, dim=1)
-        labels = labels * math.sqrt(self.architecture.classes)
-        emb = torch.cat([sin, cos], dim=1) + self.map_label(labels)
+        emb = torch.cat([sin, cos], dim=1)
+        if self.map_label is not None:
+            labels = self.drop_labels(labels) * math.sqrt(self.architecture.classes)
+            emb = emb + self.map_label(labels)
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
 
     def output(self, x: Tensor) -> Tensor:

@@ -50,5 +50,7 @@ class Denoiser(nn.Module):
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """Class indices (B,) as float32 rows (B, classes)."""
+    """Class indices (B,) as float32 rows (B, classes), which are empty without classes."""
+    if classes == 0:
+        return torch.zeros(len(labels), 0, device=labels.device)
     return F.one_hot(labels, classes).to(torch.float32)

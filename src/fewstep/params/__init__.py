@@ -31,5 +31,14 @@ from fewstep.params.scoring import (
     Metric,
 )
 from fewstep.params.sweeps import swept_rows
-from fewstep.params.training import Baseline, Download, Ema, Phema, Student, Teacher, Validation
+from fewstep.params.training import (
+    Baseline,
+    Download,
+    Ema,
+    Import,
+    Phema,
+    Student,
+    Teacher,
+    Validation,
+)
 from fewstep.params.values import digest, key_of, plain

@@ -21,6 +21,7 @@ from fewstep.params.fields import (
     Resolutions,
     Sigma,
     SigmaOrZero,
+    Steps,
     Text,
     asks,
     block,
@@ -29,7 +30,7 @@ from fewstep.params.fields import (
     together,
 )
 from fewstep.params.scoring import Metric
-from fewstep.params.training import Download, Sampler, Student, Teacher
+from fewstep.params.training import Import, Sampler, Student, Teacher
 from fewstep.params.values import plain
 
 
@@ -53,8 +54,9 @@ class Data:
     """height and width. Divisible by 2 for each level of `channel_mult` after the first"""
     channels: Count
     """1 grey, 3 RGB"""
-    classes: Count
-    """number of labels"""
+    classes: Natural
+    """number of labels. 1: the network has a label that is always the same; 0: it has none, as
+    EDM's unconditional teachers, and labels of the data do not count"""
     on_error: Literal["stop", "skip"] | None = None
     """what an image that cannot be decoded does; absent = stop. `skip` leaves it out and lists it
     in `artifacts/data.json`"""
@@ -136,8 +138,9 @@ class Row:
     """how images are drawn. `renoise` adds fresh noise at each step, `ancestral` a part of it, from
     the posterior; `churn` is EDM's stochastic sampler. Noise levels are those of the model: a
     student's own, else `noise`"""
-    steps: Count
-    """steps of the sampler. Not network calls: `heun` calls twice in all but the last"""
+    steps: Steps
+    """steps of the sampler. Not network calls: `heun` calls twice in all but the last. `own`: as
+    many as the model is trained for; 18 of a teacher"""
     guidance_scale: float
     """classifier-free guidance; 1 = off. Any other doubles the network calls"""
     churn: Churn | None = None
@@ -251,7 +254,7 @@ class Params:
     """the Karras schedule of every grid"""
     teacher: Teacher
     """url and sha256 of a file to download, or train with a student block"""
-    imports: Annotated[Frozen[ImportName, Download], asks("a mapping of names to downloads, or {}")]
+    imports: Annotated[Frozen[ImportName, Import], asks("a mapping of names to downloads, or {}")]
     """other people's networks, to start from or to measure"""
     students: Annotated[Frozen[StudentName, Pupil], asks("a mapping of student names to blocks")]
     """what is trained"""

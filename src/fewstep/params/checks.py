@@ -1,5 +1,6 @@
 """Conflicts between values that are sound on their own, in several blocks or one."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,12 +18,15 @@ def check_conflicts(raw: dict[str, Any], report: Report) -> None:
     """Report conflicts in merged params, between blocks in which nothing was refused."""
     if report.sound("noise"):
         _check_noise(raw["noise"], report)
-    if report.sound("data", "resolution") and report.sound("network", "channel_mult"):
-        _check_levels(raw["data"]["resolution"], len(raw["network"]["channel_mult"]), report)
+    if report.sound("data", "resolution") and report.sound("network"):
+        _check_levels(raw["data"]["resolution"], raw["network"], report)
     if report.sound("metric"):
         _check_metric(raw["metric"], report)
         if report.sound("generate"):
             _check_counts(raw["metric"], raw["generate"]["images"], report)
+    if report.sound("data", "classes") and report.sound("rows"):
+        _check_guidance(raw["data"]["classes"], raw["rows"], report)
+    _check_checksums(raw, report)
     if report.sound("teacher") and "train" in raw["teacher"]:
         _check_student("teacher", _student(raw["teacher"]["train"]), report)
     if isinstance(raw.get("students"), dict):
@@ -62,6 +66,26 @@ def ungrounded_guidance(params: Params) -> Iterator[str]:
             )
 
 
+def _check_checksums(raw: dict[str, Any], report: Report) -> None:
+    """Refuse weights at an address without a checksum: tomorrow they may be others."""
+    files = {("teacher",): raw["teacher"]} if report.sound("teacher") else {}
+    if report.sound("imports"):
+        files |= {("imports", name): file for name, file in raw["imports"].items()}
+    for path, file in files.items():
+        if re.match("https?://", file.get("url", "")) and "sha256" not in file:
+            message = "need the sha256 of a file at an address, 64 hex digits or unknown"
+            report.conflict((*path, "sha256"), f"{message}, got no such key")
+
+
+def _check_guidance(classes: int, rows: Mapping[str, Any], report: Report) -> None:
+    """Refuse to guide by labels that there are none of."""
+    for name, row in rows.items():
+        if classes == 0 and row["guidance_scale"] != 1:
+            message = "need guidance_scale 1 where data.classes is 0, which leaves nothing to guide"
+            path = ("rows", name, "guidance_scale")
+            report.conflict(path, f"{message} by, got {row['guidance_scale']}")
+
+
 def _student(raw: dict[str, Any]) -> Student:
     return TypeAdapter(Student).validate_python(raw)
 
@@ -86,10 +110,15 @@ def _check_grids(raw: dict[str, Any], report: Report) -> None:
                 report.conflict(("students", name, "settings", "sigma_max"), f"{message}, {got}")
 
 
-def _check_levels(resolution: int, levels: int, report: Report) -> None:
-    if resolution % (factor := 2 ** (levels - 1)):
-        message = f"need resolution divisible by {factor} for {levels} levels of channel_mult"
+def _check_levels(resolution: int, network: dict[str, Any], report: Report) -> None:
+    levels = [resolution >> level for level in range(len(network["channel_mult"]))]
+    if resolution % (factor := 2 ** (len(levels) - 1)):
+        message = f"need resolution divisible by {factor} for {len(levels)} levels of channel_mult"
         report.conflict(("data", "resolution"), f"{message}, got {resolution}")
+    elif odd := [n for n in network["attn_resolutions"] if n not in levels]:
+        known, got = (", ".join(map(str, numbers)) for numbers in (levels, odd))
+        message = f"need attn_resolutions of the levels {known}, got {got}"
+        report.conflict(("network", "attn_resolutions"), message)
 
 
 def _check_student(name: str, student: Student, report: Report) -> None:
@@ -146,12 +175,20 @@ def _check_metric(metric: dict[str, Any], report: Report) -> None:
 
 def _check_counts(metric: dict[str, Any], images: int, report: Report) -> None:
     """Metrics that need more images than a row or the reference has."""
-    fewest = min(images, metric["reference_images"])
+    # a subset of KID has 2 images and leaves one out; a covariance and a neighbour need 2
+    what, least = ("the smallest KID", 3) if "kid" in metric else ("a distance", 2)
+    reference = metric["reference_images"]
+    counts = [(("generate", "images"), images), (("metric", "reference_images"), reference)]
+    if few := [(key, count) for key, count in counts if count < least]:
+        for key, count in few:  # one demand that can be met, not one of each metric that cannot
+            report.conflict(key, f"need {key[1]} >= {least} for {what}, got {count}")
+        return
+    fewest = min(images, reference)
     limits = [
         ("kid", "subset_size", fewest - 1, "images of a row, or real ones, less one"),
         ("manifold", "k", fewest - 1, "images of a row, or real ones, less one"),
         ("manifold", "density_k", fewest - 1, "images of a row, or real ones, less one"),
-        ("memorisation", "k", metric["reference_images"] - 1, "real images less one"),
+        ("memorisation", "k", reference - 1, "real images less one"),
         ("inception_score", "splits", images, "images of a row"),
     ]
     for block, key, most, what in limits:

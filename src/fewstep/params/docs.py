@@ -89,9 +89,11 @@ def _keys(block: Rule) -> Iterator[tuple[str, Rule, str]]:
             if rule:
                 yield key, rule, "" if key in needed or "default" in rule else "optional"
         for branch in ("then", "else"):
-            for key, rule in part.get(branch, {}).get("properties", {}).items():
+            own = part.get(branch, {})
+            for key, rule in own.get("properties", {}).items():
                 if "description" in rule:  # else it is refused, or is described elsewhere
-                    yield key, rule, _condition(part["if"], branch)
+                    may = "" if key in own.get("required", ()) else "; optional"
+                    yield key, rule, _condition(part["if"], branch) + may
 
 
 def _condition(rule: Rule, branch: str) -> str:

@@ -44,6 +44,15 @@ def one_of(names: Iterable[str]) -> Any:  # noqa: ANN401
 Natural = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Several = Annotated[int, Field(ge=2)]  # fewer have no spread, or no interval between them
+Steps = Annotated[  # `own` becomes a number before pydantic sees it: fewstep.params.steps
+    int,
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "integer", "minimum": 1}, {"enum": ["own"]}],
+            "title": "an integer >= 1, or own",
+        }
+    ),
+]
 Amount = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -119,14 +128,14 @@ def together(*names: str) -> Condition:
     return apply
 
 
-def unless(other: str, *names: str) -> Condition:
-    """These keys are there exactly when `other` is not."""
+def unless(other: str, *names: str, optional: tuple[str, ...] = ()) -> Condition:
+    """These keys are there exactly when `other` is not; the optional ones may be there then."""
 
     def apply(schema: Rule) -> None:
-        own = _taken(schema, names)
+        own = _taken(schema, (*names, *optional))
         refused = {"not": {}, "title": f"no such key beside {other}"}
         schema["if"] = {"required": [other]}
-        schema["then"] = {"properties": dict.fromkeys(names, refused)}
+        schema["then"] = {"properties": dict.fromkeys((*names, *optional), refused)}
         schema["else"] = {"required": list(names), "properties": own}
 
     return apply

@@ -13,6 +13,7 @@ from fewstep.params.merging import home, merged
 from fewstep.params.problems import Report
 from fewstep.params.reading import read
 from fewstep.params.schema import check_values
+from fewstep.params.steps import other_steps, with_own_steps
 
 
 def load_params(path: str | Path = "params.yaml", swept: bool = True) -> Params:
@@ -25,19 +26,21 @@ def load_params(path: str | Path = "params.yaml", swept: bool = True) -> Params:
         ParamsError: the file cannot be read or some of its values are wrong; names them all.
 
     Warns:
-        UserWarning: a row guides a model that never trained without labels.
+        UserWarning: a row guides a model that never trained without labels, or draws a student in
+            other steps than it is trained for.
     """
     report = Report(str(path))
     file = read(Path(path), report)
     report.home = partial(home, file)
     raw = merged(file)
     check_values(file | raw, report)
+    raw = with_own_steps(raw, report)
     check_conflicts(raw, report)
     if swept:
         check_sweeps(raw, report)
     report.stop()
     params = _build(raw, report)
-    for message in ungrounded_guidance(params):
+    for message in (*ungrounded_guidance(params), *other_steps(params)):
         warnings.warn(f"{path}: {message}", stacklevel=2)
     return params
 

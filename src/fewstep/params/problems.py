@@ -33,13 +33,15 @@ class Report:
         """A value at `path` that is wrong on its own; the line shows `at` instead, if given."""
         self._paths.append(path)
         if self.home(path) == path:  # else the check of `training` itself says so, once
-            shown = dotted(path if at is None else at)
-            self.lines.append(": ".join(filter(None, (self.file, shown, message))))
+            self._add(message, dotted(path if at is None else at))
 
     def conflict(self, path: KeyPath | str, message: str) -> None:
         """A value that is wrong beside another one; `path` is the key to edit."""
-        shown = path if isinstance(path, str) else dotted(self.home(path))
-        self.lines.append(f"{message} ({self.file}: {shown})")
+        self._add(message, path if isinstance(path, str) else dotted(self.home(path)))
+
+    def _add(self, message: str, key: str) -> None:
+        """The one form of all messages: what is needed, what came, and the key to edit."""
+        self.lines.append(f"{message} ({': '.join(filter(None, (self.file, key)))})")
 
     def sound(self, *path: str) -> bool:
         """Whether nothing on the way to, at or below `path` was refused."""

@@ -33,26 +33,27 @@ def read(path: Path, report: Report) -> dict[str, Any]:
         text = read_small(path, PARAMS, "params")
     except FileNotFoundError:
         raise ParamsError(
-            f"{path}: no such file; run in the repository's root, or copy a preset from config/"
+            f"need a params file, got nothing at {path}; run in the repository's root, write one "
+            "for your images with `fewstep new`, or copy a preset from config/"
         ) from None
     except OSError as error:
-        raise ParamsError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ParamsError(f"need a file that can be read, got: {error.strerror} ({path})") from None
     except ValueError as error:
-        raise ParamsError(f"{path}: cannot be read: {error}") from None
+        raise ParamsError(f"need a file that can be read, got: {error} ({path})") from None
     try:
         raw = _parse(text, report)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ParamsError(f"{path}: not valid YAML: {where}{error.problem}") from None
+        raise ParamsError(f"need valid YAML, got: {where}{error.problem} ({path})") from None
     except RecursionError:
-        raise ParamsError(f"{path}: not valid params: nested too deeply") from None
+        raise ParamsError(f"need params, got values that are nested too deeply ({path})") from None
     except (yaml.YAMLError, ValueError) as error:
         reason = plain(" ".join(str(error).split()), 500)
-        raise ParamsError(f"{path}: not valid YAML: {reason}") from None
+        raise ParamsError(f"need valid YAML, got: {reason} ({path})") from None
     if not isinstance(raw, dict):
         got = "an empty file" if raw is None else show(raw)
-        raise ParamsError(f"{path}: need a mapping of keys to values, got {got}")
+        raise ParamsError(f"need a mapping of keys to values, got {got} ({path})")
     return raw
 
 
@@ -113,7 +114,7 @@ def _check_mapping(node: yaml.MappingNode, path: KeyPath, report: Report, seen: 
             continue  # a mapping as a key: `construct_document` refuses it
         line = key.start_mark.line + 1
         if key.value in lines:
-            message = f"key given twice, in lines {lines[key.value]} and {line}"
+            message = f"need each key once, got it in lines {lines[key.value]} and {line}"
             report.refuse((*path, key.value), message)
         lines[key.value] = line
         _check(value, (*path, key.value), report, seen)

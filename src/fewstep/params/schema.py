@@ -130,7 +130,7 @@ def check_values(params: dict[str, Any], report: Report) -> None:
             for key in [key for key in _lacking(rule, value) if (*path, key) not in misspelt]:
                 of = _resolved(_resolved(rule)["properties"][key])
                 unit = f" ({of['unit']})" if "unit" in of else ""
-                message = f"missing; need {words(of)}: {of['description']}{unit}"
+                message = f"need {words(of)}: {of['description']}{unit}, got no such key"
                 report.refuse((*path, key), message)
         elif error.validator != "additionalProperties":
             is_key = "propertyNames" in error.absolute_schema_path

@@ -18,6 +18,7 @@ from fewstep.params.fields import (
     Rate,
     Resolutions,
     Several,
+    Steps,
     Width,
     asks,
     block,
@@ -44,6 +45,20 @@ class Download:
     sha256: Sha256
     """checksum of the file at url. `unknown` is refused when the file is wanted, with the checksum
     that it has (an unknown sha256, above)"""
+
+
+@block()
+class Import:
+    """A network of someone else: where it is, its checksum, and which one of several."""
+
+    url: Url
+    """the weights. A file, a folder (of accelerate, or a model of ours) or an address"""
+    sha256: Sha256 | None = None
+    """checksum of the file at url; absent = whatever a local file or folder has. It is recorded in
+    `model.json`; of an address it is needed, or `unknown`"""
+    network: Annotated[str, asks(minLength=1)] | None = None
+    """how the names of its tensors begin, where the file holds several networks; absent = the
+    averaged one, or DMD2's generator"""
 
 
 @block(by_choice("kind", half_life=("kimg", "rampup"), power=("std",), none=()))
@@ -98,8 +113,8 @@ class Validation:
     """training images that they are compared with. None beside a `metric.reference`"""
     sampler: Sampler
     """how images are drawn"""
-    steps: Count
-    """steps of the sampler"""
+    steps: Steps
+    """steps of the sampler. `own`: as many as the settings are for"""
     guidance_scale: float
     """classifier-free guidance; 1 = off"""
     teacher: Baseline | None = None
@@ -173,16 +188,17 @@ _NO_ORIGIN: Any = {"init_from": {"not": {}, "title": "no such key in a teacher"}
 Orphan = Annotated[Student, asks(properties=_NO_ORIGIN)]
 
 
-@block(unless("train", "url", "sha256"))
+@block(unless("train", "url", optional=("sha256",)))
 class Teacher:
-    """Either `url` and `sha256` are set (a file to download), or `train` is."""
+    """Either `url` is set (weights that are there), or `train` is."""
 
     url: Url | None = None
-    """the weights. Safetensors, or a `.pkl` of EDM or EDM2, which is read without executing it.
-    Refused, by name, are `VPPrecond`, `VEPrecond` and `iDDPMPrecond` of EDM's baselines, which are
-    networks of another preconditioning, and EDM2's networks of latents"""
+    """the weights. Safetensors, a folder, or a `.pkl` of EDM or EDM2, which is read without executing
+    it. Refused, by name, are `VPPrecond`, `VEPrecond` and `iDDPMPrecond` of EDM's baselines, which
+    are networks of another preconditioning, and EDM2's networks of latents"""
     sha256: Sha256 | None = None
-    """checksum of the file at url. `unknown` is refused when the file is wanted, with the checksum
-    that it has (an unknown sha256, above)"""
+    """checksum of the file at url; absent = whatever a local file or folder has. Of an address it
+    is needed; `unknown` is refused when the file is wanted, with the checksum that it has (an
+    unknown sha256, above)"""
     train: Orphan | None = None
     """how to train the teacher, as a student without init_from"""

@@ -18,6 +18,7 @@ from fewstep.networks.registry import build_denoiser
 from fewstep.params import Params, Row, Student, key_of
 from fewstep.paths import trained
 from fewstep.planning.flops import forward_flops, image_flops
+from fewstep.planning.sight import image_needs
 from fewstep.sampling.batches import seed_ranges
 from fewstep.theory.sample import nfe
 from fewstep.theory.solve import ConditionalDenoise
@@ -225,14 +226,7 @@ def row_flops(row: Row, params: Params, forward: int) -> float:
 
 def images_needed(params: Params) -> int:
     """The fewest images that the data must have for all references and rows."""
-    m = params.metric
-    floor = 2 if m.reference else params.generate.images  # as metrics.reference.floor_images asks
-    counts = [m.reference_images + floor]
-    if m.memorisation is not None:
-        counts.append(m.memorisation.images or 0)
-    if m.reference is None:  # with one, validations use it too
-        counts += [s.validation.reference_images for s in params.students.values() if s.validation]
-    return max(counts)
+    return max(need.images for need in image_needs(params))
 
 
 def row_images(row: Row, params: Params) -> int:

@@ -49,6 +49,7 @@ class Content:
         records: all that is known of each row.
         configuration: the text of params.yaml.
         published: what others published, as in published.csv.
+        class_names: one for each class, or none.
     """
 
     title: str
@@ -64,6 +65,7 @@ class Content:
     records: Mapping[str, Any]
     configuration: str
     published: pd.DataFrame
+    class_names: tuple[str, ...] = ()
 
 
 def write_page(content: Content, path: str | os.PathLike[str]) -> None:
@@ -162,7 +164,7 @@ def _classes(content: Content) -> dict[str, Any] | None:
     """Distance by row and class, dark where it is large; of many classes the extremes."""
     found = content.rows.filter(regex=r"^classes\.").dropna(how="all")
     found.columns = found.columns.str.removeprefix("classes.")
-    if found.empty:
+    if found.shape[1] < 2:  # of a single class this would be the distance again
         return None
     note = "Fréchet distance within each class; a stronger colour is worse, on a logarithmic scale."
     if found.shape[1] > SHOWN_CLASSES:
@@ -177,7 +179,8 @@ def _classes(content: Content) -> dict[str, Any] | None:
     for name, values in found.items():
         texts = [MISSING if is_missing(value) else significant(value) for value in values]
         shade = shades[name].tolist()
-        columns.append(Column(f"class {name}", texts, values, "number", shades=shade))
+        head = content.class_names[int(str(name))] if content.class_names else f"class {name}"
+        columns.append(Column(head, texts, values, "number", shades=shade))
     return {"columns": columns, "note": note}
 
 

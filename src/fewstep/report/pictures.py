@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ def sample_pictures(
         images: that every row has; as many as fit the page are shown.
         classes: of the data: where they are few, a line of tiles holds one image of each.
     """
-    columns = min(classes, COLUMNS, images)
+    columns = min(classes if classes > 1 else COLUMNS, COLUMNS, images)
     lines = min(lines_that_fit(len(rows) + 1, columns, dataset.shape), images // columns)
     pictures, labels = [], np.empty(0, np.int64)
     for row in rows:
@@ -71,9 +72,10 @@ def row_images(
 
 
 def real_images(dataset: "ImageDataset", labels: NDArray[np.integer]) -> NDArray[np.uint8]:
-    """A different real image of each label, uint8 (N, C, H, W)."""
+    """Real images of these labels, different ones as far as there are, uint8 (N, C, H, W)."""
     known = dataset.labels()  # seconds for ImageNet, hence once and not for each class
-    places = {label: iter(np.flatnonzero(known == label)) for label in set(labels.tolist())}
+    # again from the first where a class has fewer images than are shown
+    places = {label: cycle(np.flatnonzero(known == label)) for label in set(labels.tolist())}
     return dataset.read(np.array([next(places[label]) for label in labels.tolist()]))[0]
 
 

@@ -56,8 +56,9 @@ def generate_batches(
     for part in parts:
         noise = SeededNoise(part, (d.channels, d.resolution, d.resolution), device)
         # labels are always drawn, so that what the sampler draws does not depend on the policy
-        latents, drawn = noise(), noise.labels(d.classes)
-        balanced = torch.tensor(list(part)) % d.classes
+        count = max(d.classes, 1)  # without classes every label is 0, and no network sees it
+        latents, drawn = noise(), noise.labels(count)
+        balanced = torch.tensor(list(part)) % count
         labels = balanced if params.generate.labels == "balanced" else drawn
         if classes is not None:
             labels = torch.tensor(list(islice(given, len(part))))

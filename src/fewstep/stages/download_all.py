@@ -4,8 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from fewstep.download import CACHE, downloads, fetch
-from fewstep.params import Download, Params
+from fewstep.download import CACHE, downloads, obtain
+from fewstep.params import Download, Import, Params
 from fewstep.stages import download_data
 
 HELP = "fetch and verify every file of params.yaml; print each sha256 that is unknown"
@@ -33,6 +33,7 @@ def run(params: Params) -> None:
         raise ValueError("\n".join(problems))
 
 
-def _fetch(key: str, file: Download) -> None:
-    path = fetch(file.url, file.sha256, CACHE, key=key)
-    print(f"download-all: {key}: {Path(file.url).name}, sha256 {file.sha256[:12]}, in {path}")
+def _fetch(key: str, file: Download | Import) -> None:
+    path = obtain(file, CACHE, key)
+    known = f", sha256 {file.sha256[:12]}" if file.sha256 else ""
+    print(f"download-all: {key}: {Path(file.url).name}{known}, in {path}")

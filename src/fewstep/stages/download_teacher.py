@@ -1,7 +1,7 @@
 """`fewstep download-teacher`: the teacher's weights, verified -> artifacts/models/teacher."""
 
 from fewstep.interop.install import install
-from fewstep.params import Download, Params
+from fewstep.params import Import, Params
 from fewstep.paths import BEST, MODELS
 from fewstep.stages import train
 
@@ -15,4 +15,4 @@ def run(params: Params) -> None:
     else:
         # an output of the stage, which only a training with validation fills
         (MODELS / f"teacher{BEST}").mkdir(parents=True, exist_ok=True)
-        install("teacher", Download(str(teacher.url), str(teacher.sha256)), params)
+        install("teacher", Import(str(teacher.url), teacher.sha256), params)

@@ -5,15 +5,20 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from fewstep.data.lmdb import ImageDataset
+from fewstep.files import atomic_path
 from fewstep.interop.checkpoint import import_checkpoint
 from fewstep.interop.verify import images_to_denoise, verify
 from fewstep.networks.weights import save_model
-from fewstep.params import Params
-from fewstep.paths import DATA, MODELS
+from fewstep.params import Params, ParamsError, load_params
+from fewstep.params.editing import Text
+from fewstep.paths import DATA, MODELS, SNAPSHOTS
 from fewstep.quoting import listed, plain
 
-HELP = "turn another project's checkpoint into a model of ours"
+HELP = "turn another project's checkpoint into a model of ours, named in params.yaml"
+WRITES_PARAMS = True  # adds to `imports`
 _NAMELESS = ("model", "pytorch_model")  # what accelerate calls every network: its folder tells more
 
 
@@ -30,13 +35,17 @@ def run(
     out: Path | None = None,
     network: str | None = None,
     force: bool = False,
+    path: str | None = None,
 ) -> None:
-    """Import a checkpoint, if nothing has its name.
+    """Import a checkpoint, if nothing has its name, and add it to the params' `imports`.
+
+    From there the pipeline knows it: as the model of a row, and as what a student starts from.
 
     Args:
-        out: the folder; None: in artifacts/models, called as the file.
+        out: the folder; None: in artifacts/models, called as the file. Only there it has a name.
         network: which one, if the file holds several.
         force: whether what is in the folder may be lost.
+        path: the params file; None leaves it as it is.
 
     Raises:
         FileNotFoundError: no such file.
@@ -48,10 +57,48 @@ def run(
     weights, about = import_checkpoint(Path(file), network)
     print(describe(file, about), flush=True)
     print(verify(weights, about, params, file, _known_images(params)), flush=True)
+    named = folder.absolute().parent == MODELS.absolute()
+    own = ("teacher", *params.students)  # --force may replace even those
+    again = Path(file).resolve() == folder.resolve()
+    if named and path is not None and folder.name not in own and not again:
+        block = {"url": file, "sha256": about["sha256"]} | ({"network": network} if network else {})
+        record(Path(path), folder.name, block)
     save_model(folder, weights, {**about, "name": folder.name})
+    if named:  # an output of `download-model`, as if that had made it
+        (folder / "log.jsonl").touch()
+        (SNAPSHOTS / folder.name).mkdir(parents=True, exist_ok=True)
     print(
         f"import: runs in the network of the params, is in {folder}\n{_next(file, folder, about)}"
     )
+
+
+def record(path: Path, name: str, block: dict[str, str]) -> None:
+    """Add an entry to the `imports` of a params file; every other byte stays.
+
+    Raises:
+        ParamsError: such a file would be refused, for example because of the name.
+    """
+    edited = with_import(path.read_text(encoding="utf-8"), name, block)
+    with atomic_path(path) as temporary:
+        temporary.write_text(edited, encoding="utf-8")
+        try:
+            load_params(temporary)
+        except ParamsError as error:
+            raise ParamsError(str(error).replace(str(temporary), str(path))) from None
+    print(f"import: added imports.{name} to {path}")
+
+
+def with_import(text: str, name: str, block: dict[str, str]) -> str:
+    """A params file in which `imports` has this entry, in place of one of the same name."""
+    line = f"  {name}: {yaml.safe_dump(block, default_flow_style=True, width=10_000).strip()}\n"
+    params = Text(text)
+    if ("imports", name) in params.paths():
+        params.replace(("imports", name), line)
+    elif any(path[:1] == ("imports",) and len(path) == 2 for path in params.paths()):
+        params.replace(("imports",), params.block(("imports",)) + line)
+    else:
+        params.replace(("imports",), f"imports:\n{line}")
+    return params.edited()
 
 
 def name_of(path: Path) -> str:
@@ -59,7 +106,7 @@ def name_of(path: Path) -> str:
     stem = path.name if path.is_dir() else path.stem
     if stem in _NAMELESS:
         stem = path.absolute().parent.name
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "imported"
+    return re.sub(r"[^a-z0-9-]+", "-", stem.lower()).strip("-") or "imported"
 
 
 def check_free(folder: Path, params: Params) -> None:
@@ -107,10 +154,11 @@ def _next(file: str, folder: Path, about: dict[str, Any]) -> str:
         lines.append(f"draw images: fewstep sample {folder.name}")
     else:
         lines.append(f"draw images: fewstep sample {folder}")
-    if Path(file).is_file():
-        block = f"{{ url: {file}, sha256: {about['sha256']} }}"
-        lines.append(
-            f"measure it: imports: {{ {folder.name}: {block} }} and a row with model: "
-            f"{folder.name} (params.yaml)"
-        )
+    if folder.absolute().parent == MODELS.absolute():
+        row = {"model": folder.name, "sampler": "heun", "steps": 18, "guidance_scale": 1.0}
+        said = about.get("sampling") or {}
+        row |= {key: said[key] for key in ("sampler", "steps") if key in said}
+        line = ", ".join(f"{key}: {value}" for key, value in row.items())
+        lines.append(f"measure it: rows: {folder.name}: {{ {line} }} (params.yaml)")
+        lines.append(f"start from it: students.<name>.init_from: {folder.name} (params.yaml)")
     return "\n".join(f"  {line}" for line in lines)

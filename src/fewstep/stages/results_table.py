@@ -35,6 +35,11 @@ def run(params: Params) -> None:
     first = params.generate.first_seed
     last = first + len(samples[0].images) - 1
     seeds = f"Seeds {first} to {last}; one place is one seed and class"
+    columns = samples[0].columns
+    if dataset.class_names and columns == d.classes and params.generate.labels == "balanced":
+        start = first % d.classes
+        names = (*dataset.class_names[start:], *dataset.class_names[:start])
+        seeds += f"; columns: {', '.join(names)}"
     draw_samples(samples, RESULTS, seeds)
 
     runs = facts.provenance(params, params.rows)
@@ -53,6 +58,7 @@ def run(params: Params) -> None:
         records={name: facts.record(name, runs) for name in params.rows},
         configuration=yaml.safe_dump(facts.experiment(params), sort_keys=False, allow_unicode=True),
         published=others,
+        class_names=dataset.class_names,
     )
     write_page(content, RESULTS / "report.html")
     print("\n".join(map(format_row, shown)))

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fewstep.budgets import SEEDS, within
 from fewstep.model import Model, load
 from fewstep.params import Params
 from fewstep.paths import MODELS, PICTURES
 from fewstep.progress import progress
-from fewstep.quoting import quoted
 from fewstep.report.drawn import write
+from fewstep.sampling.classes import chosen_classes, class_names
+from fewstep.sampling.numbers import parse
 from fewstep.stages.import_ import name_of
 from fewstep.theory.sample import nfe
 
@@ -22,7 +22,7 @@ HELP = "draw images with a model or checkpoint: a grid, PNGs, NPZ"
 
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("model", help="a name of params.yaml, or a checkpoint")
-    parser.add_argument("--classes", help="as 0-9,20, used in turn; default: all")
+    parser.add_argument("--classes", help="as 0-9,20 or by names, used in turn; default: all")
     parser.add_argument("--seeds", default="0-63", help="as 0-63,100, an image each; default: 0-63")
     parser.add_argument("--steps", type=int, help="default: as many as it was trained for")
     parser.add_argument("--guidance", type=float, default=1.0, help="scale; default: 1, off")
@@ -44,7 +44,7 @@ def run(
 
     Args:
         model: a name in params.yaml, or the file or folder of a checkpoint.
-        classes: written like `seeds`; images take them in turn. None for all.
+        classes: written like `seeds`, or as names; images take them in turn. None for all.
         seeds: numbers and inclusive ranges, such as 0-63,100.
         steps, sampler: None for those that the model says it was trained for, or 18 of Heun.
 
@@ -52,10 +52,10 @@ def run(
         ValueError: no such model, a folder that has something in it, or invalid arguments.
     """
     numbers = parse(seeds, "--seeds")
-    chosen = parse(classes, "--classes") if classes else None
     drawing = load_named(model, params)
+    names = class_names(drawing.about)
+    turns = chosen_classes(classes, names) if classes else range(max(drawing.classes, 1))
     row = drawing.row(sampler, steps, guidance)
-    turns = chosen or range(drawing.classes)
     labels = [turns[i % len(turns)] for i in range(len(numbers))]
     drawn = drawing.draw(row, numbers, labels, params.generate.batch)
     folder, made = new_folder(out, model), list[NDArray[np.uint8]]()
@@ -64,7 +64,7 @@ def run(
             made.append(found)
             bar.update(len(found))
     images = np.concatenate(made)
-    write(folder, images, labels, numbers)
+    write(folder, images, labels, numbers, names)
     calls = nfe(row.sampler, row.steps, row.guidance_scale)
     print(f"sample: {len(images)} images of {model}, {row.sampler}, {calls} NFE, in {folder}")
 
@@ -124,29 +124,3 @@ def new_folder(out: Path | None, model: str) -> Path:
             continue
     raise AssertionError("numbers do not end")
 
-
-def parse(text: str, option: str) -> list[int]:
-    """The numbers in a list such as 0-63,100.
-
-    Raises:
-        ValueError: the text is not such a list.
-    """
-    ranges: list[range] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError(
-                f"need numbers and ranges such as 0-63,100, got {quoted(text)} ({option})"
-            )
-        if max(len(first), len(last)) > 19 or int(last or first) >= 2**63:
-            raise ValueError(f"need numbers below 2^63, got {quoted(text)} ({option})")
-        ranges.append(range(int(first), int(last or first) + 1))
-    if not (total := sum(map(_length, ranges))):
-        raise ValueError(f"need at least one number, got {text!r} ({option})")
-    within(total, SEEDS, f"numbers for {option}")
-    return [number for numbers in ranges for number in numbers]
-
-
-def _length(numbers: range) -> int:
-    """As `len`, which raises for ranges beyond 2^63."""
-    return max(numbers.stop - numbers.start, 0)

@@ -314,7 +314,11 @@ class Run:
             "train": plain(self.block),
             "main_loss": self.method.main_loss,
             "network": plain(self.params.network),
-            "data": {**plain(self.params.data), "sha256": self.dataset.content_sha256()},
+            "data": {
+                **plain(self.params.data),
+                "sha256": self.dataset.content_sha256(),
+                **({"class_names": list(names)} if (names := self.dataset.class_names) else {}),
+            },
             "noise": plain(self.params.noise),
             "sampling": self.block.settings.sampled(self.params.noise),
             "seed": self.params.seed,
