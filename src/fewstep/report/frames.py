@@ -105,10 +105,10 @@ def main_loss(model: str, logs: pd.DataFrame, root: Path = HERE) -> str | None:
     return recorded or next(iter(own[own.str.startswith("loss")]), None)
 
 
-def best_per_step_count(rows: pd.DataFrame) -> list[str]:
-    """Names of the rows that beat another one with the same number of steps."""
-    contested = rows[rows["steps"].duplicated(keep=False)]
-    return contested.groupby("steps")["value"].idxmin().tolist()
+def best_per_nfe(rows: pd.DataFrame) -> list[str]:
+    """Names of the rows that beat another one with as many network calls."""
+    contested = rows[rows["nfe"].duplicated(keep=False)]
+    return contested.groupby("nfe")["value"].idxmin().tolist()
 
 
 def other_metrics(rows: pd.DataFrame) -> list[str]:

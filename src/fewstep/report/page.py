@@ -13,10 +13,10 @@ import pandas as pd
 
 from fewstep.files import atomic_path
 from fewstep.report import charts
-from fewstep.report.frames import best_per_step_count, other_metrics
+from fewstep.report.frames import best_per_nfe, other_metrics
 from fewstep.report.pictures import Picture
-from fewstep.report.tables import spreads, text_frame
-from fewstep.report.text import MISSING, NUMBERS, is_missing, measured, significant
+from fewstep.report.tables import heads, spreads, text_frame
+from fewstep.report.text import MISSING, NUMBERS, is_missing, significant
 from fewstep.report.worsening import worsenings
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -104,10 +104,10 @@ def _cards(content: Content) -> list[tuple[str, str, str]]:
     """The best value at each number of network calls, and the floor: heading, value, row."""
     best = content.rows.loc[content.rows.groupby("nfe")["value"].idxmin()]
     cards = [
-        (f"{nfe} network call{'s' if nfe > 1 else ''}", f"{value:.2f}", row)
+        (f"{nfe} network call{'s' if nfe > 1 else ''}", significant(value), row)
         for row, nfe, value in best[["nfe", "value"]].head(7).itertuples()
     ]
-    return [*cards, ("real images", f"{content.floor['value']:.2f}", "floor")]
+    return [*cards, ("real images", significant(content.floor["value"]), "floor")]
 
 
 # --- tables -------------------------------------------------------------------------------------
@@ -140,14 +140,11 @@ class Column:
 def _results(content: Content) -> list[Column]:
     rows, known = content.rows, content.rows.reset_index()
     text = text_frame(rows, [*FIRST, *LAST])
-    spread = [measured(value, std) for value, std in zip(rows["value"], rows["std"], strict=True)]
-    text["value"] = text["value"].where(rows["std"].isna(), spread)
-    titles = {"value": rows["metric"].iloc[0], "guidance_scale": "guidance"}
-    titles |= {"train_seconds": "seconds"}
+    titles = heads(rows)
 
     def column(name: str) -> Column:
         css = "number" if name in NUMBERS else ""
-        best = rows.index.isin(best_per_step_count(rows)).tolist() if name == "value" else None
+        best = rows.index.isin(best_per_nfe(rows)).tolist() if name == "value" else None
         return Column(titles.get(name, name), text[name], known[name], css, best)
 
     metrics = [
