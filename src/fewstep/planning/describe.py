@@ -42,7 +42,7 @@ def describe(
         f"rows {duration(drawing)}; scoring the rows and fetching files come on top",
         f"disk: {sum(disk.values()) / GB:.1f} GB ({in_gb(disk)}); images of the data: {data}",
     ]
-    if forward < plan.SMALL:
+    if forward < plan.SMALL and gpu != "cpu":
         lines.append("warning: a network this small cannot keep a GPU busy: expect far more time")
     problems = plan.warnings(params, students, hardware, images)
     return [*lines, *(f"warning: {text}" for text in problems)]

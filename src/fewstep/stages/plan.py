@@ -12,8 +12,9 @@ HELP = "print what the experiment costs: FLOPs, memory, hours, disk; runs nothin
 
 
 def arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--gpu", default="h100", help="kind of GPU; default: h100")
-    parser.add_argument("--gpus", type=int, default=8, help="GPUs per node; default: 8")
+    text = f"{', '.join(GPUS)}, or cpu for this machine's processor; default: h100"
+    parser.add_argument("--gpu", default="h100", help=text)
+    parser.add_argument("--gpus", type=int, help="GPUs per node; default: 8")
     parser.add_argument("--nodes", type=int, default=1, help="number of nodes; default: 1")
     text = "share of the data sheet's FLOP/s that is reached; default: 0.2"
     parser.add_argument("--utilisation", type=float, default=0.2, help=text)
@@ -25,7 +26,7 @@ def arguments(parser: ArgumentParser) -> None:
 def run(
     params: Params,
     gpu: str,
-    gpus: int,
+    gpus: int | None,
     nodes: int,
     utilisation: float,
     disk: float | None,
@@ -34,15 +35,18 @@ def run(
     """Print the plan.
 
     Args:
+        gpus: per node; None for 8, or for the one processor of a CPU.
         disk: free GB; None for the free space of this disk.
         images: number of images in the data; None for the fewest that the params need.
 
     Raises:
         ValueError: an unknown GPU, impossible numbers, or too few images.
     """
-    if gpu not in GPUS or min(gpus, nodes) < 1 or not 0 < utilisation <= 1:
+    if gpus is None:
+        gpus = 1 if gpu == "cpu" else 8
+    if gpu not in (*GPUS, "cpu") or min(gpus, nodes) < 1 or not 0 < utilisation <= 1:
         raise ValueError(
-            f"need --gpu of {', '.join(GPUS)}, --gpus and --nodes >= 1 and --utilisation in "
+            f"need --gpu of {', '.join(GPUS)} or cpu, --gpus and --nodes >= 1 and --utilisation in "
             f"(0, 1], got {gpu}, {gpus}, {nodes} and {utilisation}"
         )
     if images is not None and images < (needed := plan.images_needed(params)):
@@ -51,6 +55,7 @@ def run(
             "metric.reference_images, generate.images)"
         )
     free = shutil.disk_usage(".").free if disk is None else disk * GB
-    hardware = Hardware(GPUS[gpu], gpus, nodes, utilisation, free)
+    kind = plan.this_cpu(params.precision) if gpu == "cpu" else GPUS[gpu]
+    hardware = Hardware(kind, gpus, nodes, utilisation, free)
     students = list(plan.plan_students(params, hardware.world))
     print("\n".join(describe(params, students, hardware, gpu, images)))
