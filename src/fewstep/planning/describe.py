@@ -23,22 +23,25 @@ def describe(
         f"{forward / 1e9:.1f} GFLOP",
         f"hardware: {hardware.nodes} x {hardware.gpus} x {gpu}, {params.precision}, "
         f"{hardware.utilisation:.0%} of their FLOP/s (a guess: --utilisation), "
-        f"{rate / 1e12:.0f} TFLOP/s",
+        f"{rate / 1e12:.0f} TFLOP/s"
+        if rate >= 1e12
+        else f"{rate / 1e9:.0f} GFLOP/s",
     ]
     training = drawing = 0.0
     for student in students:
         training += (hours := student.hours(hardware, params.precision))
-        lines += student_lines(student, rate, hours)
+        lines += student_lines(student, rate, hours, "the process" if gpu == "cpu" else "a GPU")
     for name, row in params.rows.items():
         drawing += (hours := plan.row_flops(row, params, forward) / rate / 3600)
         calls = nfe(row.sampler, row.steps, row.guidance_scale)
         drawn = plan.row_images(row, params)
         lines.append(f"row {name}: {calls} NFE, {drawn:,} images, {duration(hours)}")
-    disk = plan.disk_parts(params, students, images)
+    disk, kind = plan.disk_parts(params, students, images), "CPU" if gpu == "cpu" else "GPU"
     data = f"{images:,}" if images else f"{plan.images_needed(params):,}, the fewest that will do"
     lines += [
         f"in all: {duration(training + drawing)} on {hardware.world} x {gpu}, "
-        f"{(training + drawing) * hardware.world:,.1f} GPU hours: training {duration(training)}, "
+        f"{(training + drawing) * hardware.world:,.1f} {kind} hours: "
+        f"training {duration(training)}, "
         f"rows {duration(drawing)}; scoring the rows and fetching files come on top",
         f"disk: {sum(disk.values()) / GB:.1f} GB ({in_gb(disk)}); images of the data: {data}",
     ]
@@ -48,14 +51,16 @@ def describe(
     return [*lines, *(f"warning: {text}" for text in problems)]
 
 
-def student_lines(student: plan.StudentPlan, rate: float, hours: float) -> list[str]:
-    """What a training takes: time, then memory."""
+def student_lines(
+    student: plan.StudentPlan, rate: float, hours: float, where: str = "a GPU"
+) -> list[str]:
+    """What a training takes: time, then memory of `where`."""
     share = student.validation_flops / (student.training_flops + student.validation_flops)
     return [
         f"train {student.name}: {student.block.kimg:,.0f} kimg, "
         f"{student.flops / 1e9:,.1f} GFLOP an image, {rate / student.flops:,.0f} images/s, "
         f"{duration(hours)}, of which validation {share:.0%}",
-        f"  memory of a GPU: {student.total_memory / GB:.1f} GB ({in_gb(student.memory)})",
+        f"  memory of {where}: {student.total_memory / GB:.1f} GB ({in_gb(student.memory)})",
     ]
 
 

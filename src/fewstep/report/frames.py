@@ -111,6 +111,19 @@ def best_per_nfe(rows: pd.DataFrame) -> list[str]:
     return contested.groupby("nfe")["value"].idxmin().tolist()
 
 
+def reference_row(rows: pd.DataFrame) -> str | None:
+    """The teacher's best row, against which students are judged; None where it has none."""
+    teacher = rows.loc[rows["student"] == "teacher", "value"]
+    return None if teacher.empty else str(teacher.idxmin())
+
+
+def best_first(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows by their value, below the teacher's best."""
+    best = rows.sort_values("value", kind="stable")
+    first = best.index == reference_row(rows)
+    return pd.concat([best[first], best[~first]])
+
+
 def other_metrics(rows: pd.DataFrame) -> list[str]:
     """Names of the metrics beside the first, in order, of whichever rows have them."""
     names = rows.columns.str.extract(r"^metrics\.(.+)\.value$", expand=False).dropna()

@@ -16,8 +16,8 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--gpu", default="h100", help=text)
     parser.add_argument("--gpus", type=int, help="GPUs per node; default: 8")
     parser.add_argument("--nodes", type=int, default=1, help="number of nodes; default: 1")
-    text = "share of the data sheet's FLOP/s that is reached; default: 0.2"
-    parser.add_argument("--utilisation", type=float, default=0.2, help=text)
+    text = "share of the data sheet's FLOP/s that is reached; default: 0.2, of a CPU's measured 0.5"
+    parser.add_argument("--utilisation", type=float, help=text)
     parser.add_argument("--disk", type=float, help="free GB on the disk; default: as on this one")
     text = "number of images in the data; default: the fewest that will do"
     parser.add_argument("--images", type=int, help=text)
@@ -28,7 +28,7 @@ def run(
     gpu: str,
     gpus: int | None,
     nodes: int,
-    utilisation: float,
+    utilisation: float | None,
     disk: float | None,
     images: int | None = None,
 ) -> None:
@@ -36,6 +36,7 @@ def run(
 
     Args:
         gpus: per node; None for 8, or for the one processor of a CPU.
+        utilisation: in (0, 1]; None for 0.2, or for a CPU 0.5, as the default's trainings have.
         disk: free GB; None for the free space of this disk.
         images: number of images in the data; None for the fewest that the params need.
 
@@ -44,6 +45,8 @@ def run(
     """
     if gpus is None:
         gpus = 1 if gpu == "cpu" else 8
+    if utilisation is None:
+        utilisation = 0.5 if gpu == "cpu" else 0.2
     if gpu not in (*GPUS, "cpu") or min(gpus, nodes) < 1 or not 0 < utilisation <= 1:
         raise ValueError(
             f"need --gpu of {', '.join(GPUS)} or cpu, --gpus and --nodes >= 1 and --utilisation in "
