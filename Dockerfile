@@ -25,7 +25,7 @@ ENV PATH=/fewstep/.venv/bin:$PATH PYTHONUNBUFFERED=1
 COPY --chown=fewstep pyproject.toml constraints.txt LICENSE README.md ./
 RUN python -m venv .venv \
     && mkdir -p src/fewstep && touch src/fewstep/__init__.py \
-    && pip install --no-cache-dir -e '.[cpu,parquet,wandb]' -c constraints.txt
+    && pip install --no-cache-dir -e '.[cpu,parquet]' -c constraints.txt
 COPY --chown=fewstep . .
 RUN dvc config core.no_scm true && mkdir -p artifacts scratch data results
 

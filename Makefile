@@ -27,7 +27,7 @@ setup: .venv/ready ## create or update .venv: what a run needs
 setup-dev: .venv/dev ## the same, with what tests and lint need
 
 .venv/ready: EXTRA = cpu
-.venv/ready: CONTENTS = $(RUNNING): 1.5 GB on disk
+.venv/ready: CONTENTS = $(RUNNING): 1.6 GB on disk
 .venv/dev: EXTRA = dev
 .venv/dev: CONTENTS = $(RUNNING), and the tools of tests and lint: 2.1 GB on disk
 RUNNING = PyTorch, DVC and Snakemake
@@ -39,7 +39,7 @@ ifneq ($(UV),)
 	@uv pip install -q --python .venv $(addprefix --find-links ,$(FIND_LINKS)) -e '.[$(EXTRA)]' -c constraints.txt
 else
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[$(EXTRA)]' -c constraints.txt
+	@$(BIN)/python -m pip install -q --no-compile --disable-pip-version-check -e '.[$(EXTRA)]' -c constraints.txt
 endif
 	@touch .venv/ready $@
 	@echo "setup: done; \`source .venv/bin/activate\` puts fewstep, dvc and snakemake on your path"

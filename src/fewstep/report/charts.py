@@ -308,7 +308,8 @@ def loss_curves(logs: pd.DataFrame, models: Sequence[str], path: str | os.PathLi
 
 def _panels(line: Sequence["Axes"], log: pd.DataFrame, compared: pd.DataFrame, colour: str) -> None:
     """A panel for each name and what it is compared with; what is left of the line stays empty."""
-    curves = list(log.groupby("name", sort=False))
+    by_name = log.groupby("name", sort=False)  # scores, which all models share, come first
+    curves = sorted(by_name, key=lambda named: not str(named[0]).startswith("validation/"))
     for axes in line[max(1, len(curves)) :]:
         axes.axis("off")
     if not curves:
