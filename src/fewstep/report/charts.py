@@ -93,10 +93,11 @@ class Label(NamedTuple):
 def _place(axes: "Axes", labels: Sequence[Label]) -> None:
     """Write each label right of its point, higher or lower where another one stands already."""
     axes.autoscale_view()
-    scale, taken = 72 / axes.figure.dpi, list[tuple[float, float, float]]()
-    for label in labels:
-        x, y = (scale * value for value in axes.transData.transform((label.x, label.y)))
-        width = 6.0 * len(label.text)
+    points = axes.transData.transform([(label.x, label.y) for label in labels])
+    points = (points * 72 / axes.figure.dpi).tolist()
+    taken = [(x - 4, y, 8.0) for x, y in points]  # by the markers
+    for label, (x, y) in zip(labels, points, strict=True):
+        x, width = x + 5, 6.0 * len(label.text)
         moves = (sign * LINE * step / 2 for step in range(40) for sign in (1, -1))
         free = (m for m in moves if not any(_meet(x, y + m, width, other) for other in taken))
         move = next(free, 0.0)

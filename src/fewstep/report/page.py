@@ -165,7 +165,7 @@ def _cards(content: Content) -> list[tuple[str, str, str]]:
             verdict += f": {ratio:.2f} × the teacher's {calls}"
         cards.append((f"{nfe} call{'s' if nfe > 1 else ''}", significant(value), verdict))
     if teacher is not None:
-        calls, value = rows.loc[teacher, ["nfe", "value"]]
+        calls, value = rows.at[teacher, "nfe"], rows.at[teacher, "value"]
         cards.append((f"{calls} calls", significant(value), f"{teacher}: the teacher's best"))
     floor = significant(content.floor["value"])
     return [*cards, ("real images", floor, "floor: real against other real ones")]
