@@ -129,7 +129,7 @@ def test_the_page_of_twenty_large_rows_stays_below_five_megabytes(tmp_path: Path
 
 def test_colours_of_charts_are_those_of_the_page() -> None:
     svg = distance_by_nfe(frame(*ROWS), 2.5)
-    assert svg.startswith("<svg ") and "var(--ink)" in svg and "#1a1a1a" not in svg
+    assert svg.startswith("<svg ") and "var(--model-0)" in svg and "#2f6db3" not in svg
     assert 'height="' not in svg.partition(">")[0]
     assert ">cd<" in svg and "network calls per image" in svg, "text, not outlines"
 
