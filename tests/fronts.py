@@ -26,7 +26,7 @@ def copy_repository(folder: Path, preset: str) -> Path:
     """The tracked files as they are now, with a preset in place and a git history of its own."""
     tracked = _run("git", "ls-files", cwd=ROOT).split()
     for name in tracked:
-        if name != "dvc.lock":
+        if name != "dvc.lock" and not name.startswith("results/"):  # of the default
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             _copy(ROOT / name, folder / name)
     _copy(CONFIG / f"{preset}.yaml", folder / "params.yaml")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 
 from experiment import tiny_params
-from fewstep.cli import keep_freed_memory, main, module_of, parser, stages
+from fewstep.cli import keep_freed_memory, main, module_of, own_version, parser, stages
+from fewstep.commands import GROUPS, overview
 from places import ROOT
 
 
@@ -126,6 +128,54 @@ def test_check_sees_data_that_is_too_little_or_another(
     np.savez("t.npz", images=images, labels=np.arange(count) % edit.get("classes", 10))
     with pytest.raises(SystemExit, match=message):
         main(["check"])
+
+
+def test_bare_fewstep_shows_the_way(capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    shown = capsys.readouterr().out
+    assert "make repro" in shown and "fewstep --help" in shown
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"fewstep {own_version()}\n"
+
+
+def test_a_mistyped_command_is_answered_with_the_one_meant(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for typed, meant in (("trian", "; did you mean 'train'?"), ("xyzzy", ";")):
+        with pytest.raises(SystemExit, match="2"):
+            main([typed, "cd"])
+        expected = f"need a command, got '{typed}'{meant} `fewstep --help` lists all"
+        assert capsys.readouterr().err == f"fewstep: {expected}\n"
+
+
+def test_help_has_groups_whose_commands_exist_and_fit_a_terminal() -> None:
+    assert {name for known in GROUPS.values() for name in known} <= stages().keys()
+    shown = overview(stages()).splitlines()
+    assert max(map(len, shown)) <= 100
+    assert overview({"new": "x"}).split() == ["more:", "new", "x"], "also what no group names"
+    for typed in (typed for known in GROUPS.values() for typed in known.values()):
+        words = typed.split()[1:]
+        parser(words[0]).parse_args(words)
+
+
+def test_a_warning_is_told_once_and_last_without_its_line_of_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(path: str) -> None:
+        for _ in range(2):
+            warnings.warn("few images", stacklevel=1)
+        print("done", file=sys.stderr)
+
+    monkeypatch.setattr(module_of("check"), "run", run)
+    main(["check"])
+    assert capsys.readouterr().err == "done\nwarning: few images\n"
+    monkeypatch.setenv("RANK", "1")
+    main(["check"])
+    assert capsys.readouterr().err == "done\n", "the first of several processes tells it"
 
 
 def test_ctrl_c_while_starting_is_one_line(tmp_path: Path) -> None:

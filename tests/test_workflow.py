@@ -262,13 +262,7 @@ def test_an_edit_below_a_source_folder_is_seen(slash: str, tmp_path: Path) -> No
 
 
 def bytes_of(file: Path) -> bytes:
-    """The bytes of an artefact, less what the tables say about how long trainings took."""
-    if file.name in ("table.csv", "table.md"):  # train seconds come last
-        sep = "," if file.suffix == ".csv" else "|"
-        lines = file.read_text().rstrip("|\n").splitlines()
-        return "\n".join(line.rstrip("|").rpartition(sep)[0] for line in lines).encode()
-    if file.name == "table.tex":
-        return "\n".join(line.rpartition("&")[0] for line in file.read_text().splitlines()).encode()
+    """The bytes of an artefact, but of those that record a run."""
     if file.name in ("report.html", "provenance.json"):  # of a commit, a machine and a time
         return b""
     return file.read_bytes()

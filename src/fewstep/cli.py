@@ -1,20 +1,24 @@
-"""`fewstep <stage>`: reads params.yaml, runs one stage of the pipeline, writes its outputs."""
+"""`fewstep <command>`: reads params.yaml, runs one stage of the pipeline, writes its outputs."""
 
 import argparse
 import ast
 import ctypes
+import difflib
 import importlib
 import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
+from fewstep.commands import WAY, example, overview
 from fewstep.output import survive_readers
 from fewstep.quoting import printable
+from fewstep.warned import at_the_end
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -39,10 +43,19 @@ def module_of(stage: str) -> ModuleType:
 
 def parser(chosen: str | None = None) -> argparse.ArgumentParser:
     """The command line. Only the chosen stage is imported, and so has its own arguments."""
-    main = argparse.ArgumentParser("fewstep", description=__doc__)
-    commands = main.add_subparsers(dest="stage", required=True, metavar="STAGE")
-    for stage, text in stages().items():
-        command = commands.add_parser(stage, help=text, description=text)
+    plain, known = argparse.RawDescriptionHelpFormatter, stages()
+    more = "`fewstep COMMAND --help` explains a command."
+    text = f"{WAY}\ncommands, in groups:\n{overview(known)}\n\n{more}"
+    main = argparse.ArgumentParser(
+        "fewstep", usage="fewstep COMMAND ...", description=text, formatter_class=plain
+    )
+    main.add_argument("--version", action="version", version=f"fewstep {own_version()}")
+    commands = main.add_subparsers(
+        prog="fewstep", dest="stage", required=True, metavar="COMMAND", help=argparse.SUPPRESS
+    )
+    for stage, text in known.items():
+        shown = f"example:\n  {typed}" if (typed := example(stage)) else None
+        command = commands.add_parser(stage, description=text, epilog=shown, formatter_class=plain)
         if stage == chosen:
             module = module_of(stage)
             if hasattr(module, "NAME"):
@@ -53,6 +66,22 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
     return main
 
 
+def own_version() -> str:
+    try:
+        return version("fewstep")
+    except PackageNotFoundError:  # run from a checkout, by PYTHONPATH
+        return "of this checkout, not installed"
+
+
+def _refuse_unknown(command: str) -> NoReturn:
+    """Exit code 2, as argparse has it for wrong usage; its own message lists all commands."""
+    like = difflib.get_close_matches(command, stages(), n=1, cutoff=0.5)
+    meant = f"; did you mean '{like[0]}'?" if like else ";"
+    text = f"fewstep: need a command, got {command!r}{meant} `fewstep --help` lists all"
+    print(printable(text), file=sys.stderr)
+    sys.exit(2)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a stage. Errors in the user's input end in a message, without a traceback."""
     survive_readers()
@@ -61,6 +90,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in words if not word.startswith("-")), None)
+    if not words:
+        print(WAY, end="")
+        return
+    if chosen is not None and words[0] == chosen and chosen not in stages():
+        _refuse_unknown(chosen)
     try:
         with _interruptible() if argv is None else nullcontext():  # imports take seconds
             given: dict[str, Any] = vars(parser(chosen).parse_args(words))
@@ -68,14 +102,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             module = module_of(stage)
         if "DVC_STAGE" in os.environ:  # as DVC's commands have it
             _refuse_links()
-        if getattr(module, "TAKES_PATH", False):
-            read: Any = path
-        else:
-            _check_order(chosen, read := _load(path), given.get("name"))
-        if getattr(module, "WRITES_PARAMS", False):
-            given["path"] = path
-        keep_freed_memory()
-        module.run(read, **given)
+        with at_the_end():
+            if getattr(module, "TAKES_PATH", False):
+                read: Any = path
+            else:
+                _check_order(chosen, read := _load(path), given.get("name"))
+            if getattr(module, "WRITES_PARAMS", False):
+                given["path"] = path
+            keep_freed_memory()
+            module.run(read, **given)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"fewstep {chosen}: {printable(str(error))}")
     except KeyboardInterrupt:

@@ -185,8 +185,7 @@ class Model:
         last = max(self.classes, 1) - 1
         if wrong := [c for c in labels if not 0 <= c <= last]:
             raise ValueError(
-                f"need labels from 0 to {last}, the classes of {self.name}, got "
-                f"{quoted(wrong[0])}"
+                f"need labels from 0 to {last}, the classes of {self.name}, got {quoted(wrong[0])}"
             )
 
     def row(self, sampler: str | None, steps: int | None, guidance_scale: float) -> Row:

@@ -90,4 +90,5 @@ def test_a_method_is_one_file_and_a_block_of_params(tmp_path: Path) -> None:
     assert "euler, 2 NFE" in fewstep("sample", "mine", "--seeds", "0-3", cwd=folder)
     edited = git("status", "--porcelain", "--untracked-files=all", cwd=folder).split("\n")
     written = {"?? src/fewstep/methods/copying.py", " M params.yaml", "?? dvc.lock"}
-    assert set(filter(None, edited)) <= written, "these two files, and what DVC records"
+    edited = {line for line in edited if line and " results/" not in line}
+    assert edited <= written, "these two files, and what DVC records"

@@ -228,7 +228,9 @@ def test_the_command_prints_a_plan(
     assert all(f"train {name}: " in text for name in params.students)
     assert all(f"row {name}: " in text for name in params.rows)
     assert "1 x 1 x rtx4090" in text and "warning: disk: need" in text
-    with pytest.raises(SystemExit, match=r"need --gpu of a100-40, .*, got tpu, 8, 1 and none"):
+    with pytest.raises(
+        SystemExit, match=r"need --gpu of a100-40.* or cpu, .*, got tpu, 8, 1 and none"
+    ):
         main(["plan", "--gpu", "tpu"])
     with pytest.raises(SystemExit, match=r"got h100, 0, 1 and none"):
         main(["plan", "--gpus", "0"])
@@ -236,6 +238,16 @@ def test_the_command_prints_a_plan(
         SystemExit, match=r"need --images of at least \d+, got 9 .*reference_images"
     ):
         main(["plan", "--images", "9"])
+
+
+def test_a_plan_for_this_processor_measures_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_params(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    main(["plan", "--gpu", "cpu"])
+    text = capsys.readouterr().out
+    assert "1 x 1 x cpu, fp32, 50%" in text and "GFLOP/s" in text and "GPU" not in text
 
 
 def test_images_of_a_row_are_those_of_its_own_seed_ranges(toy: Params) -> None:

@@ -11,6 +11,8 @@ from fewstep.params import Params
 from fewstep.paths import SAMPLES
 from fewstep.stages import compare, ref_stats
 
+DISTANCE = 3  # the line of the distance
+
 pytestmark = pytest.mark.filterwarnings("ignore:need 113 images")
 
 
@@ -47,12 +49,16 @@ def said(params: Params, a: str, b: str, capsys: pytest.CaptureFixture[str]) -> 
 def test_a_true_difference_exceeds_the_noise_and_an_accident_does_not(
     toy: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    head, distance, precision = said(toy, "near", "far", capsys)
-    assert "40 images of each, of the same seeds, 20 resamples" in head
-    assert distance.startswith("FD-EffLite0") and "exceeds the noise, near is lower" in distance
-    assert precision.startswith("precision")
-    assert "within the noise" in said(toy, "near", "twin", capsys)[1]
-    assert "= +0, " in said(toy, "near", "near", capsys)[1]
+    head, _, heads, distance, precision, _, *note = said(toy, "near", "far", capsys)
+    assert head == "near against far: 40 images of each, the same seeds"
+    assert heads.split() == ["near", "far", "difference", "95%", "interval"]
+    assert distance.startswith("FD-EffLite0 (lower is better)")
+    assert distance.endswith("  near is better")
+    assert precision.startswith("precision (higher is better)")
+    assert "over 20 resamples" in " ".join(note) and max(map(len, note)) <= 100
+    assert said(toy, "far", "near", capsys)[DISTANCE].endswith("  far is worse")
+    assert said(toy, "near", "twin", capsys)[DISTANCE].endswith("  no difference")
+    assert "  +0  " in said(toy, "near", "near", capsys)[DISTANCE]
 
 
 def test_rows_of_other_seeds_are_compared_without_pairs_on_as_many_images(
@@ -60,7 +66,9 @@ def test_rows_of_other_seeds_are_compared_without_pairs_on_as_many_images(
 ) -> None:
     with np.load(SAMPLES / "far.npz") as arrays:
         save("far", arrays["images"][:30], np.arange(100, 130))
-    assert "30 images of each, of other seeds" in said(toy, "near", "far", capsys)[0]
+    head, *_, note = said(toy, "near", "far", capsys)
+    assert head.endswith("30 images of each, other seeds")
+    assert note.endswith("does not cancel.")
 
 
 def test_a_row_of_fewer_seed_ranges_is_compared_on_the_seeds_it_has(
@@ -68,9 +76,9 @@ def test_a_row_of_fewer_seed_ranges_is_compared_on_the_seeds_it_has(
 ) -> None:
     with np.load(SAMPLES / "near.npz") as arrays:
         save("part", arrays["images"][29::-1], arrays["seeds"][29::-1])
-    head, distance, _ = said(toy, "near", "part", capsys)
-    assert "30 images of each, of the same seeds" in head
-    assert "= +0, " in distance, "the same images, matched by their seeds"
+    head, *lines = said(toy, "near", "part", capsys)
+    assert head.endswith("30 images of each, the same seeds")
+    assert "  +0  " in lines[DISTANCE - 1], "the same images, matched by their seeds"
 
 
 def test_what_is_missing_is_named(toy: Params) -> None:
@@ -93,4 +101,5 @@ def test_a_row_of_another_revision_comes_from_the_cache(
     with np.load(SAMPLES / "far.npz") as arrays:
         other = {key: arrays[key] for key in arrays.files}
     save("near", other["images"], other["seeds"])
-    assert "exceeds the noise, HEAD:near is lower" in said(toy, "HEAD:near", "near", capsys)[1]
+    line = said(toy, "HEAD:near", "near", capsys)[DISTANCE]
+    assert line.endswith("  HEAD:near is better")

@@ -8,7 +8,7 @@ import pytest
 from fewstep.files import write_json
 from fewstep.paths import MODELS, SCORES, TIMES
 from fewstep.report.frames import (
-    best_per_step_count,
+    best_per_nfe,
     frame_of,
     logs_frame,
     main_loss,
@@ -45,7 +45,7 @@ def test_no_rows_and_rows_without_a_column_are_refused() -> None:
 
 def test_the_best_is_that_of_several_rows_with_one_number_of_steps() -> None:
     rows = frame_of([row("a", 4, 2.0), row("b", 8, 9.0), row("c", 4, 1.0), row("d", 2, 1.0)])
-    assert best_per_step_count(rows) == ["c"]
+    assert best_per_nfe(rows) == ["c"]
 
 
 # --- logs ---------------------------------------------------------------------------------------

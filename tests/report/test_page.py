@@ -13,7 +13,7 @@ import pytest
 
 import scored
 from fewstep.report.charts import distance_by_guidance, distance_by_nfe
-from fewstep.report.page import Content, write_page
+from fewstep.report.page import Content, explained, write_page
 from fewstep.report.pictures import Picture, lines_that_fit
 from fewstep.report.published import as_text, beside, published, with_published
 from scored import frame
@@ -129,9 +129,9 @@ def test_the_page_of_twenty_large_rows_stays_below_five_megabytes(tmp_path: Path
 
 def test_colours_of_charts_are_those_of_the_page() -> None:
     svg = distance_by_nfe(frame(*ROWS), 2.5)
-    assert svg.startswith("<svg ") and "var(--ink)" in svg and "#1a1a1a" not in svg
+    assert svg.startswith("<svg ") and "var(--model-0)" in svg and "#2f6db3" not in svg
     assert 'height="' not in svg.partition(">")[0]
-    assert "cd ddim" in svg and "network calls per image" in svg, "text, not outlines"
+    assert ">cd<" in svg and "network calls per image" in svg, "text, not outlines"
 
 
 def test_guidance_is_drawn_where_rows_differ_in_it_alone() -> None:
@@ -149,22 +149,39 @@ def test_many_classes_show_the_extremes(tmp_path: Path) -> None:
     assert ">class 999<" in text and ">class 500<" not in text
 
 
-def test_the_slider_goes_over_the_steps_of_one_model_after_another(tmp_path: Path) -> None:
+def test_the_teacher_stands_beside_a_slider_that_goes_from_the_best_row_on(tmp_path: Path) -> None:
     rows = [
         row("cd-8", 8, 8.0),
         row("teacher-euler-4", 4, 30.0, student="teacher", sampler="euler"),
-        row("cd-8-guided", 8, 8.0, guidance_scale=1.5),
+        row("cd-8-guided", 8, 7.0, guidance_scale=1.5),
         row("teacher-heun-7", 7, 9.0, student="teacher", sampler="heun"),
         row("cd-4", 4, 12.0),
         row("teacher-euler-2", 2, 60.0, student="teacher", sampler="euler"),
-        row("cd-4-guided", 4, 12.0, guidance_scale=1.5),
+        row("cd-4-guided", 4, 11.0, guidance_scale=1.5),
     ]
     write_page(content(rows), tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
-    cd = ["cd-4", "cd-8", "cd-4-guided", "cd-8-guided"]
-    slides = [*cd, "teacher-euler-2", "teacher-euler-4", "teacher-heun-7"]
+    cd = ["cd-8-guided", "cd-8", "cd-4-guided", "cd-4"]
+    slides = [*cd, "teacher-euler-4", "teacher-euler-2"]
+    near = [*cd[:2], "teacher-heun-7", *cd[2:], "teacher-euler-4", "teacher-euler-2"]
     shown = re.findall(r"<figcaption><b>([^<]+)</b>", text)
-    assert shown == ["real images", *slides, *slides], "samples, and their neighbours"
+    assert shown == ["teacher-heun-7", *slides, "real images", *near], "then the neighbours"
+
+
+def test_cards_judge_students_by_the_teacher_at_its_best(tmp_path: Path) -> None:
+    teacher = [
+        row(f"teacher-{nfe}", nfe, value, student="teacher") for nfe, value in ((8, 30.0), (35, 10))
+    ]
+    write_page(content([*teacher, row("cd-8", 8, 10.5)]), tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "<span>8 calls</span><b>10.5</b><span>cd-8: 1.05 × the teacher&#39;s 35</span>" in text
+    assert "<b>10.0</b><span>teacher-35: the teacher&#39;s best</span>" in text
+
+
+def test_words_are_explained_once_in_a_text_and_never_within_a_word() -> None:
+    text = str(explained("FD-EffLite0 at 8 NFE; 4 NFE, recall & recalled"))
+    assert text.count("<abbr") == 3 and text.endswith("4 NFE, " + text[text.rindex("<abbr") :])
+    assert ">FD-EffLite0</abbr>" in text and ">recall</abbr> &amp; recalled" in text
 
 
 # --- published values ---------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """`fewstep results-table`: what all results hold, and experiments it has to cope with."""
 
 import csv
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -23,6 +24,12 @@ from fewstep.training.log import Log
 from scored import ABOUT, row, write_log
 
 DVC = Path(__file__).parents[2] / "dvc.yaml"
+
+
+def outs_of_results() -> list[str]:
+    """Paths; an out with options is a mapping of its path to them."""
+    outs = yaml.safe_load(DVC.read_text())["stages"]["results-table"]["outs"]
+    return [out if isinstance(out, str) else next(iter(out)) for out in outs]
 
 
 @pytest.fixture
@@ -63,16 +70,18 @@ def test_rows_are_scored_and_tabled(toy: Params, capsys: pytest.CaptureFixture[s
     assert list(table) == ["one", "two", "churn"]
     assert [r["nfe"] for r in table.values()] == ["1", "4", "3"], "guidance doubles the calls"
     assert [r["seed_ranges"] for r in table.values()] == ["2", "1", "2"]
-    caption = Path("results/table.md").read_text()
+    caption = " ".join(Path("results/table.md").read_text().split())
     assert "from 0 to 39, the same in every row (two: to 19)" in caption
     assert {r["metric"] for r in table.values()} == {"FD-EffLite0"}
     metrics = json.loads(Path("results/metrics.json").read_text())
     ((column, metrics),) = metrics.items()
     data = ImageDataset(DATA).content_sha256()
-    assert column == f"FD-EffLite0-ref-{data[:8]}-120"
+    against = hashlib.sha256(f"{data} 120 ".encode()).hexdigest()
+    assert column == f"FD-EffLite0-{against[:4]}"
     assert metrics["one"] == float(table["one"]["value"])
     assert metrics["floor"] == pytest.approx(
-        json.loads(Path("artifacts/ref-stats.json").read_text())["floor"]["value"]
+        json.loads(Path("artifacts/ref-stats.json").read_text())["floor"]["value"],
+        rel=5e-3,
     )
     assert Path("results/samples.png").read_bytes().startswith(b"\x89PNG")
     assert {file.name for file in Path("results/grids").iterdir()} == {
@@ -89,7 +98,7 @@ def test_rows_are_scored_and_tabled(toy: Params, capsys: pytest.CaptureFixture[s
         assert all(run["hardware"] == runs["results"]["hardware"] for run in runs[what].values())
     shutil.rmtree("results")
     results_table.run(replace(params, students=MappingProxyType({})))
-    outputs = yaml.safe_load(DVC.read_text())["stages"]["results-table"]["outs"]
+    outputs = outs_of_results()
     assert all(Path(out).exists() for out in outputs), "without students, too"
     (SAMPLES / "one.npz").write_bytes(b"made elsewhere")
     assert recall("samples/one", SAMPLES / "one.npz") is None
@@ -146,7 +155,7 @@ def test_a_loss_may_have_any_name(scored: Params) -> None:
 def test_an_experiment_without_students_has_all_results(scored: Params) -> None:
     teacher = {"teacher": scored.rows["teacher"]}
     results_table.run(replace(scored, students=MappingProxyType({}), rows=teacher))
-    outputs = yaml.safe_load(DVC.read_text())["stages"]["results-table"]["outs"]
+    outputs = outs_of_results()
     assert all(Path(out).exists() for out in outputs)
     assert list((RESULTS / "losses").iterdir()) == []
     (values,) = read_json(RESULTS / "metrics.json").values()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fewstep.interop.load import load
 from PIL import Image
 
 from fewstep.cli import main
@@ -14,7 +15,6 @@ from fewstep.data.labelled import ArraySource
 from fewstep.data.lmdb import build_lmdb
 from fewstep.data.look import Look, look
 from fewstep.interop.architecture import architecture, network_block
-from fewstep.interop.load import load
 from fewstep.networks.denoiser import Denoiser
 from fewstep.networks.protocol import Architecture
 from fewstep.networks.registry import network_class

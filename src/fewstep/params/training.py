@@ -193,9 +193,9 @@ class Teacher:
     """Either `url` is set (weights that are there), or `train` is."""
 
     url: Url | None = None
-    """the weights. Safetensors, a folder, or a `.pkl` of EDM or EDM2, which is read without executing
-    it. Refused, by name, are `VPPrecond`, `VEPrecond` and `iDDPMPrecond` of EDM's baselines, which
-    are networks of another preconditioning, and EDM2's networks of latents"""
+    """the weights. Safetensors, a folder, or a `.pkl` of EDM or EDM2, which is read without
+    executing it. Refused, by name, are `VPPrecond`, `VEPrecond` and `iDDPMPrecond` of EDM's
+    baselines, which are networks of another preconditioning, and EDM2's networks of latents"""
     sha256: Sha256 | None = None
     """checksum of the file at url; absent = whatever a local file or folder has. Of an address it
     is needed; `unknown` is refused when the file is wanted, with the checksum that it has (an

@@ -29,7 +29,7 @@ def describe(
         f"network: {plan.count(network) / 1e6:.1f} M parameters, forward pass of an image "
         f"{forward / 1e9:.1f} GFLOP",
         f"hardware: {hardware.nodes} x {hardware.gpus} x {gpu}, {params.precision}, "
-        f"{peak / 1e12:.0f} TFLOP/s by the data sheet",
+        f"{flops(peak)} {'measured' if gpu == 'cpu' else 'by the data sheet'}",
     ]
 
     def reached(what: str) -> Share:
@@ -41,7 +41,9 @@ def describe(
         share = used[student.name]
         rate = peak * share.utilisation
         training += (hours := student.hours(rate))
-        lines += student_lines(student, rate, hours, share)
+        lines += student_lines(
+            student, rate, hours, share, "the process" if gpu == "cpu" else "a GPU"
+        )
     share = reached("generation")
     rate = peak * share.utilisation
     for name, row in params.rows.items():
@@ -56,36 +58,42 @@ def describe(
             f"utilisation: {each.utilisation:.0%} of the FLOP/s for {what}, {each.kind}: "
             f"{each.source}"
         )
-    disk = plan.disk_parts(params, students, images)
+    disk, kind = plan.disk_parts(params, students, images), "CPU" if gpu == "cpu" else "GPU"
     data = f"{images:,}" if images else f"{plan.images_needed(params):,}, the fewest that will do"
     lines += [
         f"in all: {duration(training + drawing)} on {hardware.world} x {gpu}, "
-        f"{(training + drawing) * hardware.world:,.1f} GPU hours: training {duration(training)}, "
+        f"{(training + drawing) * hardware.world:,.1f} {kind} hours: "
+        f"training {duration(training)}, "
         f"rows {duration(drawing)}; scoring the rows and fetching files come on top",
         f"disk: {sum(disk.values()) / GB:.1f} GB ({in_gb(disk)}); images of the data: {data}",
     ]
-    if forward < plan.SMALL:
+    if forward < plan.SMALL and gpu != "cpu":
         lines.append("warning: a network this small cannot keep a GPU busy: expect far more time")
     problems = plan.warnings(params, students, hardware, images)
     return [*lines, *(f"warning: {text}" for text in problems)]
 
 
 def student_lines(
-    student: plan.StudentPlan, rate: float, hours: float, reached: Share
+    student: plan.StudentPlan, rate: float, hours: float, reached: Share, where: str
 ) -> list[str]:
-    """What a training takes: time, then memory."""
+    """What a training takes: time, then memory of `where`."""
     share = student.validation_flops / (student.training_flops + student.validation_flops)
     return [
         f"train {student.name}: {student.block.kimg:,.0f} kimg, "
         f"{student.flops / 1e9:,.1f} GFLOP an image, {rate / student.flops:,.0f} images/s, "
         f"{duration(hours)}, of which validation {share:.0%}, at {reached.utilisation:.0%} "
         f"({reached.kind})",
-        f"  memory of a GPU: {student.total_memory / GB:.1f} GB ({in_gb(student.memory)})",
+        f"  memory of {where}: {student.total_memory / GB:.1f} GB ({in_gb(student.memory)})",
     ]
 
 
 def in_gb(parts: dict[str, float]) -> str:
     return ", ".join(f"{part} {size / GB:.1f}" for part, size in parts.items() if size)
+
+
+def flops(rate: float) -> str:
+    """`989 TFLOP/s` or `145 GFLOP/s`."""
+    return f"{rate / 1e12:.0f} TFLOP/s" if rate >= 1e12 else f"{rate / 1e9:.0f} GFLOP/s"
 
 
 def duration(hours: float) -> str:

@@ -38,7 +38,7 @@ def image_flops(method: Method, params: Params) -> float:
 def matmul_rate(device: torch.device, precision: str) -> float:
     """FLOP/s of a large matrix product in that precision, measured now."""
     allow_tf32(precision == "tf32")
-    n = 8192 if device.type == "cuda" else 1024
+    n = 8192 if device.type == "cuda" else 512  # milliseconds, which a busy machine interrupts less
     a = torch.randn(n, n, device=device).to(PRECISIONS[precision])
     seconds = []
     for _ in range(6):

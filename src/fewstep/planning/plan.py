@@ -3,6 +3,7 @@
 Networks are built on the meta device, where tensors have shapes but no memory.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import ceil
@@ -17,7 +18,7 @@ from fewstep.networks.layers import fused_attention
 from fewstep.networks.registry import build_denoiser
 from fewstep.params import Params, Row, Student, key_of
 from fewstep.paths import trained
-from fewstep.planning.flops import forward_flops, image_flops
+from fewstep.planning.flops import forward_flops, image_flops, matmul_rate
 from fewstep.planning.sight import image_needs
 from fewstep.sampling.batches import seed_ranges
 from fewstep.theory.sample import nfe
@@ -51,6 +52,12 @@ GPUS = {
     "h200": Gpu.of(141, 989, 67),
     "rtx4090": Gpu.of(24, 165, 82.6),
 }
+
+
+def this_cpu(precision: str) -> Gpu:
+    """This machine's processor as a device: its memory, and the rate of a product measured now."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Gpu(memory, {precision: matmul_rate(torch.device("cpu"), precision)})
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ A row is a name, of this checkout, or REVISION:NAME, of what DVC keeps of that r
 """
 
 import io
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from fewstep.params import Params
 from fewstep.paths import SAMPLES, STATS, STATS_ABOUT
 
 Arrays = dict[str, Any]
+HIGHER = ("precision",)  # of these metrics more is better
+WIDTH = 100  # of text in a terminal
 
 
 def differences_frame(params: Params, a: str, b: str) -> pd.DataFrame:
@@ -116,18 +119,38 @@ def comparable_scores(params: Params, reference: Reference, label: str) -> dict[
 
 
 def as_text(differences: pd.DataFrame, a: str, b: str) -> str:
-    """A heading, then a line a metric:
-    `FD-EffLite0  11.8 - 17.2 = -5.38, 95% in [-6.9, -3.8]: exceeds the noise, A is lower`."""
+    """A heading, a table with a line and a verdict for each metric, and how to read it."""
     first = differences.iloc[0]
-    seeds = "the same" if first["paired"] else "other"
-    head = f"{a} against {b}, {first['images']:,} images of each, of {seeds} seeds"
-    lines = [_line(difference, a, b) for difference in differences.itertuples()]
-    return "\n".join([f"{head}, {first['resamples']} resamples", *lines])
+    seeds = "the same seeds" if first["paired"] else "other seeds"
+    interval = f"{first['confidence']:.0%} interval"
+    table = [
+        ["", a, b, "difference", interval, ""],
+        *(_line(d, a) for d in differences.itertuples()),
+    ]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in table]
+    head = f"{a} against {b}: {first['images']:,} images of each, {seeds}"
+    return "\n".join([head, "", *lines, "", how_to_read(differences)])
 
 
-def _line(d: Any, a: str, b: str) -> str:  # noqa: ANN401
-    noise = f"exceeds the noise, {a if d.value < 0 else b} is lower"
-    return (
-        f"{d.Index:<14}{d.a:10.4g} - {d.b:.4g} = {d.value:+.4g}, {d.confidence:.0%} in "
-        f"[{d.low:+.3g}, {d.high:+.3g}]: {noise if d.exceeds_noise else 'within the noise'}"
+def _line(d: Any, a: str) -> list[str]:  # noqa: ANN401
+    """`FD-EffLite0`, both scores, their difference, its interval, and what that says of A."""
+    higher = d.Index in HIGHER
+    better = (d.value > 0) == higher
+    verdict = f"{a} is {'better' if better else 'worse'}" if d.exceeds_noise else "no difference"
+    numbers = [f"{d.a:.4g}", f"{d.b:.4g}", f"{d.value:+.3g}", f"{d.low:+.3g} to {d.high:+.3g}"]
+    return [f"{d.Index} ({'higher' if higher else 'lower'} is better)", *numbers, verdict]
+
+
+def how_to_read(differences: pd.DataFrame) -> str:
+    """What the numbers are, and why they are not the table's."""
+    first = differences.iloc[0]
+    text = (
+        f"The interval is of the difference, over {first['resamples']} resamples of the images. "
+        "Where it contains 0, the choice of seeds alone explains the difference: the verdict is "
+        "no difference. Both scores are of all these images together. The table's are means over "
+        "ranges of seeds, and a distance falls as images are added, so the two are not equal."
     )
+    if not first["paired"]:
+        text += " The rows share no seed, so their common noise does not cancel."
+    return textwrap.fill(text, WIDTH)

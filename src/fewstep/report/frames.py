@@ -105,10 +105,23 @@ def main_loss(model: str, logs: pd.DataFrame, root: Path = HERE) -> str | None:
     return recorded or next(iter(own[own.str.startswith("loss")]), None)
 
 
-def best_per_step_count(rows: pd.DataFrame) -> list[str]:
-    """Names of the rows that beat another one with the same number of steps."""
-    contested = rows[rows["steps"].duplicated(keep=False)]
-    return contested.groupby("steps")["value"].idxmin().tolist()
+def best_per_nfe(rows: pd.DataFrame) -> list[str]:
+    """Names of the rows that beat another one with as many network calls."""
+    contested = rows[rows["nfe"].duplicated(keep=False)]
+    return contested.groupby("nfe")["value"].idxmin().tolist()
+
+
+def reference_row(rows: pd.DataFrame) -> str | None:
+    """The teacher's best row, against which students are judged; None where it has none."""
+    teacher = rows.loc[rows["student"] == "teacher", "value"]
+    return None if teacher.empty else str(teacher.idxmin())
+
+
+def best_first(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows by their value, below the teacher's best."""
+    best = rows.sort_values("value", kind="stable")
+    first = best.index == reference_row(rows)
+    return pd.concat([best[first], best[~first]])
 
 
 def other_metrics(rows: pd.DataFrame) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,19 +11,43 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup, escape
 
 from fewstep.files import atomic_path
 from fewstep.report import charts
-from fewstep.report.frames import best_per_step_count, other_metrics
+from fewstep.report.charts import PALETTE
+from fewstep.report.frames import best_per_nfe, other_metrics, reference_row
 from fewstep.report.pictures import Picture
-from fewstep.report.tables import spreads, text_frame
-from fewstep.report.text import MISSING, NUMBERS, is_missing, measured, significant
+from fewstep.report.tables import heads, spreads, text_frame
+from fewstep.report.text import MISSING, NUMBERS, is_missing, significant
 from fewstep.report.worsening import worsenings
 
+DARK = ("#7fb2ec", "#f08a72", "#7cc796", "#c3a0e6", "#dcb24a", "#74c5d0")
+"""The colours of charts.PALETTE on the dark page."""
 TEMPLATE = Path(__file__).with_name("page.html")
 SHOWN_CLASSES = 20
-FIRST = ["row", "value", "nfe", "steps"]  # what matters most: a phone shows four columns
+FIRST = ["row", "value", "nfe", "steps"]  # what matters most: a phone shows three columns
 LAST = ["sampler", "guidance_scale", "student", "method", "kimg", "train_seconds"]
+LEAD = (
+    "How few network calls does a good image take? {metric} is the distance from real images: "
+    "lower is better. NFE are network calls per image."
+)
+GLOSSARY = {
+    r"FID": "Fréchet inception distance: a Fréchet distance on features of Inception-2015",
+    r"FD(?:-\w+)?": "Fréchet distance between features of drawn and of real images, each taken as "
+    "a Gaussian; lower is better",
+    r"KID|KD(?:-\w+)?": "kernel distance between features of drawn and of real images; lower is "
+    "better",
+    r"NFE": "network calls per image; guidance makes two of one",
+    r"kimg": "thousand training images",
+    r"precision": "share of drawn images that lie among real ones, by features",
+    r"recall": "share of real images that lie among drawn ones, by features",
+    r"density": "how many real images lie around a drawn one, against what is expected",
+    r"coverage": "share of real images with a drawn one nearby",
+    r"memorised": "share of drawn images that are near-duplicates of training images",
+    r"guidance": "weight of the class: 1 is off, more makes images more typical of their class",
+}
+"""Words by a pattern; the page explains each where the pointer rests, and in a list."""
 SECTIONS = {
     "results": "Results",
     "charts": "Distance",
@@ -73,16 +98,19 @@ def write_page(content: Content, path: str | os.PathLike[str]) -> None:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["explained"] = explained
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     real, *others = content.samples
+    best, colours = reference_row(content.rows), _colours(content)
+    beside = [picture for picture in others if picture.name == best and len(others) > 1]
     parts = {
         "results": _results(content),
-        "charts": _charts(content),
-        "samples": _slides(others, content.rows),
+        "charts": _charts(content, colours),
+        "samples": _slides([p for p in others if p not in beside], content.rows),
         "neighbours": _slides(content.neighbours, content.rows),
         "classes": _classes(content),
         "warnings": _warnings(content.logs, content.rows["metric"].iloc[0]),
-        "training": _losses(content.logs),
+        "training": _losses(content.logs, colours),
         "published": _published(content.published),
         "provenance": [
             Column("what", content.provenance),
@@ -93,7 +121,10 @@ def write_page(content: Content, path: str | os.PathLike[str]) -> None:
     text = template.render(
         content=content,
         cards=_cards(content),
-        real=real.slide(),
+        lead=LEAD.format(metric=content.rows["metric"].iloc[0]),
+        palette=list(enumerate(zip(PALETTE, DARK, strict=True))),
+        glossary={_plain(word): text for word, text in GLOSSARY.items()},
+        stills=[picture.slide() for picture in (*beside, real)],
         sections=[(key, name) for key, name in SECTIONS.items() if parts[key]],
         as_json=partial(json.dumps, indent=2, ensure_ascii=False),
         **parts,
@@ -102,14 +133,44 @@ def write_page(content: Content, path: str | os.PathLike[str]) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def explained(text: str) -> Markup:
+    """Escaped text whose first use of each word of the glossary explains it."""
+    shown = str(escape(text))
+    for word, meaning in GLOSSARY.items():
+        abbreviation = rf'<abbr title="{escape(meaning)}">\1</abbr>'
+        shown = re.sub(rf"(?<![\w-])({word})(?![\w-])(?![^<]*>)", abbreviation, shown, count=1)
+    return Markup(shown)
+
+
+def _plain(pattern: str) -> str:
+    """`FD(?:-\\w+)?` as a reader writes it: FD."""
+    return re.sub(r"\(\?:.*?\)\?", "", pattern).replace("|", ", ")
+
+
+def _colours(content: Content) -> dict[str, str]:
+    """One colour a model for all charts of the page."""
+    return charts.colours_of([*content.rows["student"].unique(), *content.logs["model"].unique()])
+
+
 def _cards(content: Content) -> list[tuple[str, str, str]]:
-    """The best value at each number of network calls, and the floor: heading, value, row."""
-    best = content.rows.loc[content.rows.groupby("nfe")["value"].idxmin()]
-    cards = [
-        (f"{nfe} network call{'s' if nfe > 1 else ''}", f"{value:.2f}", row)
-        for row, nfe, value in best[["nfe", "value"]].head(7).itertuples()
-    ]
-    return [*cards, ("real images", f"{content.floor['value']:.2f}", "floor")]
+    """The best student at each number of network calls against the teacher's best, and the floor:
+    heading, value, verdict."""
+    rows = content.rows
+    best = rows.loc[rows.groupby("nfe")["value"].idxmin()].sort_values("nfe")
+    cards, teacher = [], reference_row(rows)
+    if teacher is not None:
+        best = best[best["student"] != "teacher"]
+    for row, nfe, value in best[["nfe", "value"]].head(6).itertuples():
+        verdict = f"{row}"
+        if teacher is not None:
+            ratio, calls = value / rows.at[teacher, "value"], rows.at[teacher, "nfe"]
+            verdict += f": {ratio:.2f} × the teacher's {calls}"
+        cards.append((f"{nfe} call{'s' if nfe > 1 else ''}", significant(value), verdict))
+    if teacher is not None:
+        calls, value = rows.at[teacher, "nfe"], rows.at[teacher, "value"]
+        cards.append((f"{calls} calls", significant(value), f"{teacher}: the teacher's best"))
+    floor = significant(content.floor["value"])
+    return [*cards, ("real images", floor, "floor: real against other real ones")]
 
 
 # --- tables -------------------------------------------------------------------------------------
@@ -142,14 +203,11 @@ class Column:
 def _results(content: Content) -> list[Column]:
     rows, known = content.rows, content.rows.reset_index()
     text = text_frame(rows, [*FIRST, *LAST])
-    spread = [measured(value, std) for value, std in zip(rows["value"], rows["std"], strict=True)]
-    text["value"] = text["value"].where(rows["std"].isna(), spread)
-    titles = {"value": rows["metric"].iloc[0], "guidance_scale": "guidance"}
-    titles |= {"train_seconds": "seconds"}
+    titles = heads(rows)
 
     def column(name: str) -> Column:
         css = "number" if name in NUMBERS else ""
-        best = rows.index.isin(best_per_step_count(rows)).tolist() if name == "value" else None
+        best = rows.index.isin(best_per_nfe(rows)).tolist() if name == "value" else None
         return Column(titles.get(name, name), text[name], known[name], css, best)
 
     metrics = [
@@ -206,29 +264,33 @@ def _published(found: pd.DataFrame) -> list[Column]:
 # --- charts and pictures ------------------------------------------------------------------------
 
 
-def _charts(content: Content) -> list[dict[str, str]]:
+def _charts(content: Content, colours: Mapping[str, str]) -> list[dict[str, str]]:
     rows, metric = content.rows, content.rows["metric"].iloc[0]
     found = [
         (
             "network calls",
-            charts.distance_by_nfe(rows, content.floor["value"], content.published),
-            "Rows of one model and sampler are joined. Lower is better.",
+            charts.distance_by_nfe(rows, content.floor["value"], content.published, colours),
+            "Rows of one model and sampler are joined. Lower and further left is better.",
         ),
         (
             "training images",
-            charts.validation_by_kimg(content.logs, metric),
+            charts.validation_by_kimg(content.logs, metric, colours=colours),
             "Validation: fewer images against fewer real ones, hence not the table's values.",
         ),
-        ("guidance", charts.distance_by_guidance(rows), "Rows that differ in guidance alone."),
+        (
+            "guidance",
+            charts.distance_by_guidance(rows, colours),
+            "Rows that differ in guidance alone.",
+        ),
     ]
     return [
         {"name": f"{metric} against {what}", "svg": svg, "caption": caption}
         for what, svg, caption in found
         if svg
-    ] + _signs(content.logs)
+    ] + _signs(content.logs, colours)
 
 
-def _signs(logs: pd.DataFrame) -> list[dict[str, str]]:
+def _signs(logs: pd.DataFrame, colours: Mapping[str, str]) -> list[dict[str, str]]:
     """Charts of what falls, or drifts, when a student gives up some kinds of images."""
     texts = {
         "recall": ("Recall", "Share of real images that lie among the student's, by features."),
@@ -239,10 +301,11 @@ def _signs(logs: pd.DataFrame) -> list[dict[str, str]]:
             "student's look alike.",
         ),
     }
+    levels = {"std_ratio": 1.0}
     return [
         {"name": f"{name} against training images", "svg": svg, "caption": f"Validation. {caption}"}
         for sign, (name, caption) in texts.items()
-        if (svg := charts.validation_by_kimg(logs, sign, 1.0 if sign == "std_ratio" else None))
+        if (svg := charts.validation_by_kimg(logs, sign, levels.get(sign), colours))
     ]
 
 
@@ -253,13 +316,14 @@ def _warnings(logs: pd.DataFrame, metric: str) -> list[str]:
     return [text for model, each in found.items() for text in worsenings(model, each)]
 
 
-def _losses(logs: pd.DataFrame) -> list[dict[str, str]]:
+def _losses(logs: pd.DataFrame, colours: Mapping[str, str]) -> list[dict[str, str]]:
     shown = logs[logs["name"].str.startswith("loss")].groupby("model", sort=False)
-    return [{"name": str(model), "svg": charts.losses(str(model), log)} for model, log in shown]
+    return [
+        {"name": str(model), "svg": charts.losses(str(model), log, colours[str(model)])}
+        for model, log in shown
+    ]
 
 
 def _slides(pictures: Sequence[Picture], rows: pd.DataFrame) -> list[dict[str, str]]:
-    """Pictures of rows, each model's in the order of its network calls, by sampler and guidance."""
-    places = rows.assign(model=pd.factorize(rows["student"])[0])
-    order = places.sort_values(["model", "sampler", "guidance_scale", "nfe"]).index.tolist()
-    return [p.slide() for p in sorted(pictures, key=lambda picture: order.index(picture.name))]
+    """Pictures of rows, the best first."""
+    return [p.slide() for p in sorted(pictures, key=lambda picture: rows.at[picture.name, "value"])]

@@ -17,8 +17,9 @@ import torch
 from fewstep.files import read_json, sha256_file, write_json
 from fewstep.paths import SCRATCH
 
-# dvc.lock is what a run writes, not what it runs
-EDITS = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+# dvc.lock and results/ are what a run writes, not what it runs
+WRITTEN = (":!dvc.lock", ":!results")
+EDITS = ("status", "--porcelain", "--untracked-files=no", "--", ".", *WRITTEN)
 RUNS = SCRATCH / "provenance"
 PACKAGES = ("torch", "numpy", "safetensors", "dvc", "snakemake")
 

@@ -1,31 +1,53 @@
 """Frames as files: table.csv, table.md, table.tex, metrics.json and a CSV for each curve.
 
+These files are in git, so that a clone shows results without a run. They hold no clock and no
+machine, and their numbers are rounded (`text.SCORE_DIGITS`): a rerun elsewhere changes few of them.
 `rows` is the frame of `frames.rows_frame`, in the order of params.yaml.
 """
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from fewstep.files import atomic_path, write_json
-from fewstep.report.frames import best_per_step_count, main_loss, other_metrics, records
-from fewstep.report.text import COLUMNS, MISSING, NUMBERS, Row, cell, measured
+from fewstep.report.frames import best_per_nfe, main_loss, other_metrics, records
+from fewstep.report.text import (
+    COLUMNS,
+    CURVE_DIGITS,
+    MISSING,
+    NUMBERS,
+    Row,
+    cell,
+    measured,
+    rounded,
+    significant,
+)
 from fewstep.report.worsening import DISTANCE
 from fewstep.training.signs import SIGNS
 
-MEASURED_WITH = ("published", "published_source", "detector_sha256", "reference_sha256")
+MEASURED_WITH = (
+    *("published", "published_source", "detector_sha256"),
+    *("data_sha256", "reference_images", "reference_file.sha256"),
+)
+"""The hash of the reference itself is not among them: its last digits depend on the machine."""
+SHOWN = ("row", "method", "sampler", "steps", "nfe", "guidance_scale", "value")
+HEADS = {"nfe": "NFE", "guidance_scale": "guidance", "train_seconds": "seconds"}
+WIDTH = 100  # of text in a terminal
 PINNED = ("FD-EffLite0", "FID")  # names that stand for one file of weights
 
 
 def write_table(rows: pd.DataFrame, out_dir: str | os.PathLike[str], caption: str) -> None:
-    """Write table.csv (full precision), table.md below `caption`, and table.tex.
+    """Write table.csv, table.md below `caption`, and table.tex.
 
-    In the latter two the lowest value among rows of one number of steps is bold. The other metrics
-    are columns of table.csv, and a second table of table.md. table.csv also records what rows were
-    measured with, because tables of several experiments may meet there.
+    The latter two show the columns that fit a terminal's 100, each value with its spread; the
+    lowest value among rows of as many network calls is bold. The other metrics are columns of
+    table.csv, and a second table of table.md. table.csv also records what rows were measured with,
+    because tables of several experiments may meet there.
 
     Raises:
         ValueError: rows that were measured with another detector or against another reference than
@@ -33,7 +55,8 @@ def write_table(rows: pd.DataFrame, out_dir: str | os.PathLike[str], caption: st
     """
     check_comparable(rows)
     _write(Path(out_dir) / "table.csv", csv_frame(rows).to_csv(index=False, lineterminator="\n"))
-    tables = [caption, markdown_table(rows), *filter(None, [metrics_table(rows)])]
+    text = textwrap.fill(caption, WIDTH, break_long_words=False, break_on_hyphens=False)
+    tables = [text, markdown_table(rows), *filter(None, [metrics_table(rows)])]
     _write(Path(out_dir) / "table.md", "\n\n".join(tables) + "\n")
     _write(Path(out_dir) / "table.tex", latex_table(rows))
 
@@ -58,31 +81,44 @@ def csv_frame(rows: pd.DataFrame) -> pd.DataFrame:
     """The columns of table.csv: the table's, all metrics, and what they were measured with."""
     other = {f"metrics.{name}.value": name for name in other_metrics(rows)}
     known = [name for name in MEASURED_WITH if name in rows]
-    columns = [*COLUMNS[:-2], *other, *known, *COLUMNS[-2:]]
-    return rows.reset_index()[columns].rename(columns=other)
+    columns = [*COLUMNS[:-1], *other, *known, *COLUMNS[-1:]]
+    table = rows.reset_index()[columns].rename(columns=other)
+    scores = ["value", *other.values()]
+    table[scores] = table[scores].map(rounded)
+    table["std"] = table["std"].map(lambda std: rounded(std, 2))
+    return table
 
 
 def text_frame(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Rows as they are shown, in some of `COLUMNS`."""
+    """Rows as they are shown, in some of `COLUMNS`; a value has its spread behind it."""
     known = rows.reset_index()
     texts = {name: [cell(value, name) for value in known[name]] for name in columns}
+    if "value" in texts:
+        pairs = zip(known["value"], known["std"], strict=True)
+        texts["value"] = [measured(value, std) for value, std in pairs]
     return pd.DataFrame(texts, index=rows.index)
 
 
 def markdown_table(rows: pd.DataFrame) -> str:
     """Rows as a Markdown table, columns padded, so that it reads well as plain text too."""
-    text, best = text_frame(rows, COLUMNS), best_per_step_count(rows)
+    text, best = text_frame(rows, SHOWN), best_per_nfe(rows)
     text.loc[best, "value"] = "**" + text.loc[best, "value"] + "**"
-    return _markdown(text.rename(columns=lambda name: name.replace("_", " ")), COLUMNS)
+    return _markdown(text.rename(columns=heads(rows)), SHOWN)
+
+
+def heads(rows: pd.DataFrame) -> dict[str, str]:
+    """What stands above columns of these rows, where it is not the column's name."""
+    return {**HEADS, "value": rows["metric"].iloc[0]}
 
 
 def metrics_table(rows: pd.DataFrame) -> str:
-    """The other metrics as a Markdown table, what is known of their spread behind the value."""
+    """The other metrics as a Markdown table; their spread is on the page, where there is room."""
     names = other_metrics(rows)
     if not names:
         return ""
-    text = pd.DataFrame({"row": rows.index, **{name: spreads(rows, name) for name in names}})
-    return _markdown(text, ["row", *(["value"] * len(names))])
+    found = {name: rows[f"metrics.{name}.value"] for name in names}
+    texts = {name: [measured(value, None) for value in found[name]] for name in names}
+    return _markdown(pd.DataFrame({"row": rows.index, **texts}), ["row", *(["value"] * len(names))])
 
 
 def spreads(rows: pd.DataFrame, metric: str) -> list[str]:
@@ -98,15 +134,12 @@ def _markdown(text: pd.DataFrame, kinds: Sequence[str]) -> str:
 
 def latex_table(rows: pd.DataFrame) -> str:
     """Rows as a `tabular` of the package booktabs, to be read in by a paper."""
-    columns = [name for name in COLUMNS if name not in ("student", "metric")]
-    heads = {name: name.replace("_", " ") for name in columns}
-    heads["value"] = rows["metric"].iloc[0]
-    text = text_frame(rows, columns).replace(MISSING, "--").rename(columns=heads)
+    text = text_frame(rows, SHOWN).replace(MISSING, "--").rename(columns=heads(rows))
     style = text.style.hide(axis="index").format(escape="latex")
     style = style.format_index(axis="columns", escape="latex")
-    best = pd.IndexSlice[best_per_step_count(rows), [heads["value"]]]
+    best = pd.IndexSlice[best_per_nfe(rows), [heads(rows)["value"]]]
     style = style.map(lambda _: "textbf:--rwrap", subset=best)
-    kinds = "".join("r" if name in NUMBERS else "l" for name in columns)
+    kinds = "".join("r" if name in NUMBERS else "l" for name in SHOWN)
     needs = "% made by `fewstep results-table`; needs \\usepackage{booktabs}\n"
     return needs + style.to_latex(hrules=True, column_format=kinds)
 
@@ -116,9 +149,9 @@ def write_metrics(
 ) -> None:
     """Write one nested JSON, {metric: {row: value, ..., floor: value}}, for `dvc exp show`.
 
-    One column a row: how a row is sampled stands in params.yaml. Full precision. The metric
-    carries what it is against, and with which weights where its name does not tell: scores of
-    experiments with different references or detectors never share a column.
+    One column a row: how a row is sampled stands in params.yaml. The metric carries a short hash of
+    what it is against and with which weights: scores of experiments with different references or
+    detectors never share a column.
 
     Raises:
         ValueError: a row called "floor", NaN.
@@ -127,21 +160,21 @@ def write_metrics(
         raise ValueError("need a row name other than 'floor', got 'floor' (params.yaml: rows)")
     metrics: dict[str, dict[str, float]] = {}
     for row in records(rows):
-        metrics.setdefault(_column(row), {})[row["row"]] = row["value"]
-    next(iter(metrics.values()))["floor"] = floor["value"]
+        metrics.setdefault(_column(row), {})[row["row"]] = rounded(row["value"])
+    next(iter(metrics.values()))["floor"] = rounded(floor["value"])
     write_json(path, metrics)
 
 
 def _column(row: Row) -> str:
-    """`FID-ref-1a2b3c4d`: against a published file, by its sha256.
+    """`FD-EffLite0-1a2b`: the metric, and four digits of a hash of what it is against.
 
-    `FD-EffLite0-ref-1a2b3c4d-10000`: against 10,000 images of our own data, by the sha256 of all.
-    `FD-DINOv2-net-1a2b3c4d-ref-...`: with weights of that sha256. No dots: to DVC they are levels.
+    That is a published file, or as many images of our own data; and the weights, where the
+    metric's name does not stand for one file of them. No dots: to DVC they are levels.
     """
-    net = "" if row["metric"] in PINNED else f"-net-{row['detector_sha256'][:8]}"
-    if isinstance(file := row.get("reference_file.sha256"), str):
-        return f"{row['metric']}{net}-ref-{file[:8]}"
-    return f"{row['metric']}{net}-ref-{row['data_sha256'][:8]}-{row['reference_images']}"
+    weights = "" if row["metric"] in PINNED else row["detector_sha256"]
+    if not isinstance(against := row.get("reference_file.sha256"), str):
+        against = f"{row['data_sha256']} {row['reference_images']}"
+    return f"{row['metric']}-{sha256(f'{against} {weights}'.encode()).hexdigest()[:4]}"
 
 
 def write_curves(logs: pd.DataFrame, models: Sequence[str], out_dir: Path) -> None:
@@ -171,6 +204,8 @@ def _write_curve(
         if not other.empty:
             values = other[["kimg", "value"]].rename(columns={"value": name})
             table = table.merge(values, on="kimg", how="left")
+    logged = table.columns.drop("kimg")
+    table[logged] = table[logged].map(lambda value: rounded(value, CURVE_DIGITS))
     _write(path, table.to_csv(index=False, lineterminator="\n"))
 
 
@@ -199,8 +234,10 @@ def table_caption(rows: pd.DataFrame, about: Mapping[str, Any]) -> str:
         )
     return (
         f"{rows['metric'].iloc[0]} (lower is better) against {against}; one image for each seed "
-        f"{_seeds(rows)}. Real against real, {real} the floor: {floor['value']:.2f}. Bold: best "
-        "at its number of steps." + _spread_of(rows) + "".join(f" Note: {n}." for n in _notes(rows))
+        f"{_seeds(rows)}. Real against real, {real} the floor: {significant(floor['value'])}. "
+        "Bold: best at its number of network calls (NFE)."
+        + _spread_of(rows)
+        + "".join(f" Note: {note}." for note in _notes(rows))
     )
 
 
@@ -227,4 +264,4 @@ def _spread_of(rows: pd.DataFrame) -> str:
     known = [text for kind, text in of.items() if kind in kinds]
     if not known:
         return ""
-    return f" std: standard deviation {'; where there is one range, '.join(known)}."
+    return f" ±: standard deviation {'; where there is one range, '.join(known)}."

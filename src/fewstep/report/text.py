@@ -11,10 +11,14 @@ Row = Mapping[str, Any]
 
 COLUMNS: tuple[str, ...] = (
     *("row", "student", "method", "sampler", "steps", "nfe", "guidance_scale"),
-    *("metric", "value", "std", "images", "seed_ranges", "kimg", "train_seconds"),
+    *("metric", "value", "std", "images", "seed_ranges", "kimg"),
 )
-NUMBERS = frozenset(COLUMNS) - {"row", "student", "method", "sampler", "metric"}
+"""What every scored row has; training times, which differ between runs, are on the page alone."""
+NUMBERS = {"train_seconds", *COLUMNS} - {"row", "student", "method", "sampler", "metric"}
 MISSING = "–"
+SCORE_DIGITS, CURVE_DIGITS = 3, 4
+"""Significant digits in the files of results/ that are in git. Threads and processors change a
+score in the fourth digit and its seeds in the second; artifacts/scores has all digits."""
 
 
 def cell(value: Any, column: str) -> str:  # noqa: ANN401
@@ -22,12 +26,17 @@ def cell(value: Any, column: str) -> str:  # noqa: ANN401
     if is_missing(value) or value == "":
         return MISSING
     if column == "value":
-        return f"{value:.2f}"
+        return significant(value)
     if column == "std":
         return measured(value, value).partition(" ± ")[0]
     if column == "train_seconds":
         return f"{value:,.0f}"
     return f"{value:,.10g}" if column in NUMBERS else str(value)
+
+
+def rounded(value: float, digits: int = SCORE_DIGITS) -> float:
+    """The nearest number of so many significant digits; NaN stays."""
+    return float(f"{value:.{digits}g}")
 
 
 def is_missing(value: object) -> bool:

@@ -6,7 +6,7 @@ on them. Snakemake writes them while it reads the Snakefile: a rule would rerun 
 
 from fewstep.code import write_identities
 
-HELP = "record which code and settings decide each stage, so that only real changes rerun it"
+HELP = "record which code and settings decide each stage, so that prose reruns nothing"
 TAKES_PATH = True
 
 

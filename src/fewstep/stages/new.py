@@ -21,6 +21,7 @@ from fewstep.planning.plan import GB, GPUS, Hardware
 from fewstep.planning.propose import Proposal, Sizes, Weights, number
 from fewstep.planning.sight import data_problems
 from fewstep.planning.speed import STAGE, Speed, measure
+from fewstep.planning.utilisation import share_of
 
 HELP = "write a params file for your images and your teacher, sized to your time"
 TAKES_PATH = True
@@ -40,8 +41,8 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--gpu", choices=GPUS, help="kind of GPU that it will run on, with --hours")
     parser.add_argument("--hours", type=float, help="time on those GPUs")
     parser.add_argument("--gpus", type=int, default=1, help="number of GPUs; default: 1")
-    text = "share of the data sheet's FLOP/s that is reached; default: 0.2"
-    parser.add_argument("--utilisation", type=float, default=0.2, help=text)
+    text = "share of the data sheet's FLOP/s that is reached; default: as measured, or a guess"
+    parser.add_argument("--utilisation", type=float, help=text)
     text = "of the images; default: the teacher's, or what images and time allow"
     parser.add_argument("--resolution", type=int, help=text)
     parser.add_argument("--out", type=Path, help="the file to write; default: params.yaml")
@@ -55,7 +56,7 @@ def run(
     gpu: str | None = None,
     hours: float | None = None,
     gpus: int = 1,
-    utilisation: float = 0.2,
+    utilisation: float | None = None,
     resolution: int | None = None,
     out: Path | None = None,
 ) -> None:
@@ -80,12 +81,13 @@ def run(
     seconds = 3600 * (hours or 0.0) if gpu else _seconds(budget or "40m")
     found, weights = look(data), _weights(teacher)
     proposal = _proposal(found, weights, resolution, seconds, on_gpu=gpu is not None)
-    proposal, params, speed = _fitted(proposal, seconds, hardware)
+    speed = _rated(_params(proposal), hardware, gpu, utilisation) if gpu and hardware else None
+    proposal, params, speed = _fitted(proposal, seconds, speed)
     _write(file, proposal, params)
     print("\n".join(_choices(proposal)))
     if gpu and hardware:
         students = list(plan.plan_students(params, hardware.world))
-        print("\n".join(describe(params, students, hardware, gpu, found.images)))
+        print("\n".join(describe(params, students, hardware, gpu, found.images, utilisation)))
     else:
         print("\n".join(_plan(params, speed, seconds)))
     if weights and re.match("https?://", weights.url):
@@ -156,12 +158,15 @@ def _resolution(
 
 
 def _fitted(
-    proposal: Proposal, seconds: float, hardware: Hardware | None
+    proposal: Proposal, seconds: float, speed: Speed | None
 ) -> tuple[Proposal, Params, Speed]:
-    """The proposal with sizes and times that fit into so many seconds, and its params."""
-    params, here = _params(proposal), hardware is None
-    # scoring and starting come on top of a plan for other machines
-    speed = measure(params) if here else Speed(hardware.rate(params.precision), 0.0)
+    """The proposal with sizes and times that fit into so many seconds, and its params.
+
+    Args:
+        speed: of other machines; None for this one's, which is measured.
+    """
+    params, here = _params(proposal), speed is None
+    speed = speed or measure(params)
     left = seconds - _fixed(params, speed, here)
     while left < TRAINING * seconds and proposal.sizes.images > 64:
         fewer = proposal.sizes.images // 2
@@ -301,17 +306,27 @@ def _next(file: Path) -> str:
     return f"cp {file} params.yaml && make repro"
 
 
-def _named(gpu: str, gpus: int, utilisation: float) -> Hardware:
+def _rated(params: Params, hardware: Hardware, gpu: str, utilisation: float | None) -> Speed:
+    """The speed of those GPUs: what the slowest of the trainings reaches.
+
+    Scoring and starting come on top of a plan for other machines.
+    """
+    methods = [block.method for _, block in _trainings(params)]
+    shares = [share_of(gpu, m, params.performance.compile).utilisation for m in methods]
+    return Speed(hardware.peak(params.precision) * (utilisation or min(shares)), 0.0)
+
+
+def _named(gpu: str, gpus: int, utilisation: float | None) -> Hardware:
     """The GPUs that were asked for.
 
     Raises:
         ValueError: impossible numbers.
     """
-    if gpus < 1 or not 0 < utilisation <= 1:
+    if gpus < 1 or not 0 < (1 if utilisation is None else utilisation) <= 1:
         raise ValueError(
             f"need --gpus >= 1 and --utilisation in (0, 1], got {gpus} and {utilisation}"
         )
-    return Hardware(GPUS[gpu], gpus, 1, utilisation, 1000 * GB)
+    return Hardware(GPUS[gpu], gpus, 1, 1000 * GB)
 
 
 def _seconds(text: str) -> float:

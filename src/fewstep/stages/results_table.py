@@ -10,7 +10,7 @@ from fewstep.params import Params
 from fewstep.paths import DATA, RESULTS, STATS_ABOUT
 from fewstep.report import facts
 from fewstep.report.charts import loss_curves
-from fewstep.report.frames import logs_frame, records, rows_frame
+from fewstep.report.frames import best_first, logs_frame, records, rows_frame
 from fewstep.report.page import Content, write_page
 from fewstep.report.pictures import draw_samples, neighbour_pictures, sample_pictures
 from fewstep.report.published import published, with_published
@@ -31,7 +31,7 @@ def run(params: Params) -> None:
     loss_curves(logs, students, RESULTS / "losses.png")
 
     dataset = ImageDataset(DATA)
-    samples = sample_pictures(shown, dataset, params.generate.images, d.classes)
+    samples = sample_pictures(records(best_first(rows)), dataset, params.generate.images, d.classes)
     first = params.generate.first_seed
     last = first + len(samples[0].images) - 1
     seeds = f"Seeds {first} to {last}; one place is one seed and class"
@@ -51,7 +51,7 @@ def run(params: Params) -> None:
         logs=logs,
         floor=about["floor"],
         samples=samples,
-        samples_note=f"{seeds}. Move the slider through each model's steps.",
+        samples_note=f"{seeds}. The slider goes from the best row to the worst.",
         neighbours=neighbour_pictures(shown, dataset),
         neighbours_note=facts.neighbours_note(params, about),
         provenance=facts.facts(params, about, shown[0], runs),

@@ -123,4 +123,3 @@ def new_folder(out: Path | None, model: str) -> Path:
         except FileExistsError:
             continue
     raise AssertionError("numbers do not end")
-

@@ -216,9 +216,11 @@ def run(arguments: list[str]) -> NoReturn:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     from fewstep.training.guards import heeded
+    from fewstep.warned import left_to_workers
 
     # the failing worker prints its own error; torchrun would add a page about it
     logging.disable(logging.CRITICAL)
+    left_to_workers()
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", ",".join(kind.name for kind in heeded()))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(PATIENCE))
     try:
