@@ -149,7 +149,7 @@ def distance_by_nfe(
         if others is not None and not others.empty:
             style = {"marker": "o", "facecolors": "none", "edgecolors": MUTED, "s": 24}
             axes.scatter(others["nfe"], others["fid"], **style)
-            last = others.loc[others["nfe"].idxmax()]
+            last = others.sort_values("nfe").iloc[-1]
             labels.append(Label(last["nfe"], last["fid"], "published, hollow", MUTED))
         _logarithmic(axes, "x")
         _logarithmic(axes, "y")
