@@ -312,10 +312,11 @@ def test_files_beside_a_packages_code_count(
     files = {"stages/s.py": "import fewstep.a.b", "a/b.py": "", "a/table.csv": "1,2"}
     package(tmp_path, monkeypatch, files)
     before = code.identity("s")
-    for name, text in (("a/table.csv", "1,3"), ("a/other.csv", "1,3"), ("a/b.pyc", "x")):
+    counts, not_code = ("a/table.csv", "a/other.csv"), ("a/b.pyc", "a/__init__.pyi", "a/py.typed")
+    for name, text in dict.fromkeys((*counts, *not_code), "1,3").items():
         package(tmp_path, monkeypatch, files | {name: text})
         differ = {m for m in before if code.identity("s")[m] != before[m]}
-        assert differ == (set() if name.endswith(".pyc") else {"fewstep.a"}), name
+        assert differ == ({"fewstep.a"} if name in counts else set()), name
 
 
 IMPORTED = """

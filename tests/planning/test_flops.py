@@ -198,4 +198,4 @@ def test_the_rate_of_a_device_is_its_time_for_a_product(monkeypatch: pytest.Monk
     ticks = iter(t for start in range(6) for t in (start, start + (9.0 if start == 0 else 0.5)))
     monkeypatch.setattr("fewstep.planning.flops.time.perf_counter", lambda: next(ticks))
     monkeypatch.setattr("fewstep.planning.flops.torch.mm", lambda a, b: None)
-    assert matmul_rate(CPU, "fp32") == 2 * 1024**3 / 0.5, "the best, not the first"
+    assert matmul_rate(CPU, "fp32") == 2 * 512**3 / 0.5, "the best, not the first"

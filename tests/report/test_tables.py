@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 from pathlib import Path
 
@@ -16,7 +17,15 @@ from fewstep.report.tables import (
     write_metrics,
     write_table,
 )
-from fewstep.report.text import COLUMNS, cell, format_row, measured, row_caption, significant
+from fewstep.report.text import (
+    COLUMNS,
+    cell,
+    format_row,
+    measured,
+    rounded,
+    row_caption,
+    significant,
+)
 from scored import ABOUT, FLOOR, frame, row
 
 TEACHER = row("teacher-heun-35", 18, 11.5, nfe=35, kimg=None, student="teacher")
@@ -114,6 +123,12 @@ def test_scores_of_another_detector_or_reference_are_never_in_one_table(
     rows = [row("a", 8, 1.0, **{key: "1"}), row("b", 8, 1.0, **{key: "2"})]
     with pytest.raises(ValueError, match=f"need one {key} in a table, got 1 of a and 2 of b"):
         write_table(frame(*rows), tmp_path, "")
+
+
+def test_numbers_in_git_have_three_digits_and_are_whole_above_them() -> None:
+    numbers = (0.0, 0.0041234, 0.73149, 12.3456, 684.52, 1909.39, -0.51239)
+    assert [rounded(n) for n in numbers] == [0.0, 0.00412, 0.731, 12.3, 685.0, 1909.0, -0.512]
+    assert rounded(123.456, 4) == 123.5 and math.isnan(rounded(math.nan))
 
 
 def test_three_digits_are_shown_whatever_the_size() -> None:

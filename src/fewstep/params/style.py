@@ -24,10 +24,9 @@ def styled(text: str) -> str:
     yaml = YAML()
     data = yaml.load(text)
     for depth, key, node in _nodes(data, 0):
-        node.fa.set_block_style()
         line = f"{' ' * BRACES * depth}{key}: {_flow(node)}"
-        if isinstance(node, dict) and len(node) and len(line) < WIDTH and _flat(node):
-            node.fa.set_flow_style()
+        if not (hasattr(node, "items") and len(node) and len(line) < WIDTH and _flat(node)):
+            node.fa.set_block_style()
     stream = io.StringIO()
     yaml.dump(data, stream)
     return stream.getvalue()
@@ -35,8 +34,8 @@ def styled(text: str) -> str:
 
 def _nodes(node: Any, depth: int) -> Iterator[tuple[int, str, Any]]:  # noqa: ANN401
     """Mappings and lists below a node that were written in braces or brackets."""
-    for key, value in node.items() if isinstance(node, dict) else ():
-        if isinstance(value, dict | list):
+    for key, value in node.items() if hasattr(node, "items") else ():
+        if hasattr(value, "fa"):  # how ruamel.yaml remembers braces
             if value.fa.flow_style():
                 yield depth, str(key), value
             yield from _nodes(value, depth + 1)

@@ -141,7 +141,7 @@ def distance_by_nfe(
     colours: Mapping[str, str] | None = None,
 ) -> str:
     """Each model's distance over its network calls, the floor, and published values, hollow."""
-    samplers = rows.groupby("student")["sampler"].nunique()
+    samplers = rows.groupby("student")["sampler"].nunique().to_dict()
     curves = [_curve(row, samplers[row["student"]] > 1) for row in records(rows)]
 
     def paint(axes: "Axes") -> None:
@@ -149,7 +149,7 @@ def distance_by_nfe(
         if others is not None and not others.empty:
             style = {"marker": "o", "facecolors": "none", "edgecolors": MUTED, "s": 24}
             axes.scatter(others["nfe"], others["fid"], **style)
-            last = others.loc[others["nfe"].idxmax()]
+            last = others.sort_values("nfe").iloc[-1]
             labels.append(Label(last["nfe"], last["fid"], "published, hollow", MUTED))
         _logarithmic(axes, "x")
         _logarithmic(axes, "y")
@@ -200,7 +200,7 @@ def _errorbars(
     labels = []
     for name, group in rows.assign(curve=curves).groupby("curve", sort=False):
         group = group.sort_values(over, kind="stable")
-        colour = colours[group["student"].iloc[0]]
+        colour = colours[str(group["student"].iloc[0])]
         style = {"color": colour, "linewidth": 1.4}
         axes.errorbar(group[over], group["value"], group["std"].fillna(0), capsize=2, **style)
         fill = "none" if (group["guidance_scale"] != 1).all() else colour
@@ -334,7 +334,7 @@ def _paint_curves(axes: "Axes", log: pd.DataFrame, colour: str) -> list[Label]:
     for name, curve in log.groupby("name", sort=False):
         marker = "o" if len(curve) == 1 else None
         smooth = smoothed(curve["value"], max(1, len(curve) // 30))
-        style = {"color": colour, "linestyle": next(dashes)}
+        style: dict[str, Any] = {"color": colour, "linestyle": next(dashes)}
         axes.plot(curve["kimg"], curve["value"], color=colour, alpha=0.25, linewidth=0.8)
         axes.plot(curve["kimg"], smooth, linewidth=1.5, marker=marker, **style)
         text = str(name).replace("_", " ")

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from fewstep.files import atomic_path
 from fewstep.report import charts
 from fewstep.report.charts import PALETTE
-from fewstep.report.frames import best_per_nfe, other_metrics, reference_row
+from fewstep.report.frames import best_first, best_per_nfe, other_metrics, reference_row
 from fewstep.report.pictures import Picture
 from fewstep.report.tables import heads, spreads, text_frame
 from fewstep.report.text import MISSING, NUMBERS, is_missing, significant
@@ -167,7 +167,7 @@ def _cards(content: Content) -> list[tuple[str, str, str]]:
             verdict += f": {ratio:.2f} × the teacher's {calls}"
         cards.append((f"{nfe} call{'s' if nfe > 1 else ''}", significant(value), verdict))
     if teacher is not None:
-        calls, value = rows.at[teacher, "nfe"], rows.at[teacher, "value"]
+        ((_, calls, value),) = rows.loc[[teacher], ["nfe", "value"]].itertuples()
         cards.append((f"{calls} calls", significant(value), f"{teacher}: the teacher's best"))
     floor = significant(content.floor["value"])
     return [*cards, ("real images", floor, "floor: real against other real ones")]
@@ -325,5 +325,6 @@ def _losses(logs: pd.DataFrame, colours: Mapping[str, str]) -> list[dict[str, st
 
 
 def _slides(pictures: Sequence[Picture], rows: pd.DataFrame) -> list[dict[str, str]]:
-    """Pictures of rows, the best first."""
-    return [p.slide() for p in sorted(pictures, key=lambda picture: rows.at[picture.name, "value"])]
+    """Pictures of rows, the best first below the teacher's best."""
+    places = {name: place for place, name in enumerate(best_first(rows).index)}
+    return [p.slide() for p in sorted(pictures, key=lambda picture: places[picture.name])]

@@ -85,7 +85,7 @@ def csv_frame(rows: pd.DataFrame) -> pd.DataFrame:
     table = rows.reset_index()[columns].rename(columns=other)
     scores = ["value", *other.values()]
     table[scores] = table[scores].map(rounded)
-    table["std"] = table["std"].map(lambda std: rounded(std, 2))
+    table["std"] = [rounded(float(std), 2) for std in table["std"]]
     return table
 
 

@@ -35,8 +35,10 @@ def cell(value: Any, column: str) -> str:  # noqa: ANN401
 
 
 def rounded(value: float, digits: int = SCORE_DIGITS) -> float:
-    """The nearest number of so many significant digits; NaN stays."""
-    return float(f"{value:.{digits}g}")
+    """The nearest number of so many significant digits, whole above them; NaN stays."""
+    if not value or not math.isfinite(value):
+        return value
+    return round(value, max(digits - 1 - math.floor(math.log10(abs(value))), 0))
 
 
 def is_missing(value: object) -> bool:
