@@ -115,6 +115,7 @@ def test_label_and_noise_level_change_the_answer() -> None:
 def test_label_dropout_zeroes_whole_rows_at_its_rate_in_train_mode_only() -> None:
     unet = small_adm(label_dropout=0.3)
     seen: list[Tensor] = []
+    assert unet.map_label is not None
     unet.map_label.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     labels = torch.eye(CLASSES)[torch.arange(3000) % CLASSES]
     unet.train().embed(torch.zeros(3000), labels)

@@ -24,14 +24,14 @@ def is_idx(folder: Path) -> bool:
     return (folder / IMAGES).is_file()
 
 
-def read_idx_folder(folder: Path, resolution: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def read_idx_folder(folder: Path, resolution: int) -> tuple[np.ndarray, np.ndarray]:
     """Training images, uint8 (N, 1, resolution, resolution), and labels, int64 (N,).
 
     Smaller images get a black frame: 28x28 in the middle of 32x32, as LeNet takes them.
 
     Raises:
-        ValueError: a file that is missing, damaged or of another kind, images larger than the
-            resolution or with an odd difference, or another number of labels.
+        ValueError: a file that is missing, damaged or of another kind, or images larger than the
+            resolution or with an odd difference.
     """
     images = read_idx(folder / IMAGES, dimensions=3)
     labels = read_idx(folder / LABELS, dimensions=1)
@@ -40,7 +40,6 @@ def read_idx_folder(folder: Path, resolution: int, classes: int) -> tuple[np.nda
             f"need a label for each of at least 1 image, got {len(images)} images and "
             f"{len(labels)} labels in {folder} (params.yaml: data.source)"
         )
-    check_labels(labels.astype(np.int64), classes, folder)
     height, width = images.shape[1:]
     around = resolution - height
     if height != width or around < 0 or around % 2:

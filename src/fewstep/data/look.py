@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -128,7 +129,7 @@ def _headers(source: FileStream) -> Iterator[tuple[tuple[int, int], str]]:
         )
 
 
-def _labels(source: Source) -> np.ndarray:
+def _labels(source: Any) -> np.ndarray:  # noqa: ANN401, their common type has no labels
     """All labels (N,) of a source, without its images."""
-    labels = getattr(source, "labels")  # noqa: B009, an array of most sources, a method of an LMDB
+    labels = source.labels  # an array of most sources, a method of an LMDB
     return labels() if callable(labels) else labels

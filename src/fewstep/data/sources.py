@@ -63,7 +63,7 @@ def open_source(path: str | Path, resolution: int, channels: int, classes: int |
     if path.is_dir() and not is_idx(path):
         return open_folder(path, shape, classes)
     if path.is_dir():
-        images, labels = read_idx_folder(path, resolution, classes)
+        images, labels = read_idx_folder(path, resolution)
     elif path.suffix == ".npz":
         images, labels = _read_npz(path, shape)
     elif path.name.endswith(".tar.gz"):

@@ -23,6 +23,7 @@ def styled(text: str) -> str:
 
     yaml = YAML()
     data = yaml.load(text)
+    node: Any  # ruamel's own kinds of dict and list, which know how they were written
     for depth, key, node in _nodes(data, 0):
         line = f"{' ' * BRACES * depth}{key}: {_flow(node)}"
         if not (hasattr(node, "items") and len(node) and len(line) < WIDTH and _flat(node)):
