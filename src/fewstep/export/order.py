@@ -39,6 +39,11 @@ class Order:
         """The file of the weights."""
         return self.source / "model.safetensors" if self.source.is_dir() else self.source
 
+    @property
+    def folder(self) -> Path:
+        """The folder of that file."""
+        return self.weights.absolute().parent
+
     @cached_property
     def sha256(self) -> str | None:
         """Of the file of the weights, where there is a single one."""
@@ -47,7 +52,7 @@ class Order:
     @property
     def project(self) -> Path | None:
         """The checkout whose pipeline trained it; None of a file from elsewhere."""
-        folder = self.source.absolute()
+        folder = self.folder
         root = folder.parents[len(MODELS.parts)] if len(folder.parts) > 3 else folder
         return root if folder.parent == root / MODELS else None
 
@@ -100,7 +105,7 @@ class Order:
 
     def log(self) -> tuple[str, Path] | None:
         """The training whose log the pipeline still has, and the checkout."""
-        name = trained(self.source.absolute().name)
+        name = trained(self.folder.name)
         if self.project is None:
             return None
         file = self.project / MODELS / name / "log.jsonl"
