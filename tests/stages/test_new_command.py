@@ -78,17 +78,6 @@ def test_images_at_odd_sizes_become_params_that_fit(
     assert "classes: 3 # T-shirt, bag, coat" in text and "assets" not in text
 
 
-def test_more_time_trains_longer(here: Path) -> None:
-    data = str(pictures(here / "pics"))
-    times = []
-    for budget in ("20m", "2h"):
-        Path("mine.yaml").unlink(missing_ok=True)
-        params = written("--data", data, "--budget", budget)
-        assert params.teacher.train is not None
-        times.append((params.teacher.train.kimg, params.students["cd-8"].kimg))
-    assert times[0][1] < times[1][1]
-
-
 def test_an_existing_file_stays(here: Path) -> None:
     Path("params.yaml").write_text("mine")
     with pytest.raises(SystemExit, match="need a new file, got params.yaml, which is there"):

@@ -13,10 +13,10 @@ from fewstep.arrays import open_arrays
 from fewstep.data import cifar
 from fewstep.data.decode import FORMATS
 from fewstep.data.imagenet_npz import batches
-from fewstep.data.labelled import Source
+from fewstep.data.labelled import ArraySource, Source
 from fewstep.data.lmdb import ImageDataset
 from fewstep.data.sources import open_source
-from fewstep.data.stream import FileStream
+from fewstep.data.stream import FileStream, Stream
 
 SAMPLED = 64  # image files that are looked into
 _GREY = ("1", "L", "LA")  # PIL's modes
@@ -130,5 +130,7 @@ def _headers(source: FileStream) -> Iterator[tuple[tuple[int, int], str]]:
 
 def _labels(source: Source) -> np.ndarray:
     """All labels (N,) of a source, without its images."""
-    labels = getattr(source, "labels")  # noqa: B009, an array of most sources, a method of an LMDB
-    return labels() if callable(labels) else labels
+    if isinstance(source, ImageDataset):
+        return source.labels()
+    assert isinstance(source, Stream | ArraySource), "these are all kinds of sources"
+    return source.labels

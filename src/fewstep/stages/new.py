@@ -160,8 +160,10 @@ def _fitted(
 ) -> tuple[Proposal, Params, Speed]:
     """The proposal with sizes and times that fit into so many seconds, and its params."""
     params, here = _params(proposal), hardware is None
-    # scoring and starting come on top of a plan for other machines
-    speed = measure(params) if here else Speed(hardware.rate(params.precision), 0.0)
+    if hardware is None:
+        speed = measure(params)
+    else:  # scoring and starting come on top of a plan for other machines
+        speed = Speed(hardware.rate(params.precision), 0.0)
     left = seconds - _fixed(params, speed, here)
     while left < TRAINING * seconds and proposal.sizes.images > 64:
         fewer = proposal.sizes.images // 2
