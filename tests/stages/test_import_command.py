@@ -64,7 +64,8 @@ def test_a_checkpoint_becomes_a_model_of_ours(
 def test_what_does_not_fit_is_named_by_its_key(
     tmp_path: Path, key: str, value: object, message: str
 ) -> None:
-    params = tiny_params(tmp_path, **{**FITS, key: value})
+    levels = {"network__attn_resolutions": [16]} if key == "data__resolution" else {}
+    params = tiny_params(tmp_path, **{**FITS, **levels, key: value})
     with pytest.raises(ValueError, match=message):
         stage.run(params, str(published(tmp_path)), tmp_path / "out")
     assert not (tmp_path / "out").exists()

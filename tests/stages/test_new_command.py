@@ -78,17 +78,6 @@ def test_images_at_odd_sizes_become_params_that_fit(
     assert "classes: 3 # T-shirt, bag, coat" in text and "assets" not in text
 
 
-def test_more_time_trains_longer(here: Path) -> None:
-    data = str(pictures(here / "pics"))
-    times = []
-    for budget in ("20m", "2h"):
-        Path("mine.yaml").unlink(missing_ok=True)
-        params = written("--data", data, "--budget", budget)
-        assert params.teacher.train is not None
-        times.append((params.teacher.train.kimg, params.students["cd-8"].kimg))
-    assert times[0][1] < times[1][1]
-
-
 def test_an_existing_file_stays(here: Path) -> None:
     Path("params.yaml").write_text("mine")
     with pytest.raises(SystemExit, match="need a new file, got params.yaml, which is there"):
@@ -196,7 +185,8 @@ def test_each_preset_becomes_params_of_other_data(here: Path, preset: str, class
     params = load_params("mine.yaml")
     assert params.network == network and params.data.source == "a b"
     assert params.metric.reference is None and params.data.classes == classes
-    assert all(student.batch == 64 for student in params.students.values() if preset != SMALL)
+    for s in params.students.values():
+        assert s.batch == 64 or s.kimg * 1000 / s.batch >= 5000
     assert all(nfe(row.sampler, row.steps) <= 100 for row in params.rows.values())
     longer = replace(made, teacher=None, look=replace(look, counts=(100,) * 5))
     Path("mine.yaml").write_text(longer.scaled(1.0, 12.5).text())

@@ -12,7 +12,6 @@ import numpy as np
 
 from fewstep.arrays import DAMAGE
 from fewstep.budgets import UNPACKED, Bounded, regular
-from fewstep.data.labelled import check_labels
 from fewstep.quoting import printable
 
 IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"

@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,10 +13,10 @@ from fewstep.arrays import open_arrays
 from fewstep.data import cifar
 from fewstep.data.decode import FORMATS
 from fewstep.data.imagenet_npz import batches
-from fewstep.data.labelled import Source
+from fewstep.data.labelled import ArraySource, Source
 from fewstep.data.lmdb import ImageDataset
 from fewstep.data.sources import open_source
-from fewstep.data.stream import FileStream
+from fewstep.data.stream import FileStream, Stream
 
 SAMPLED = 64  # image files that are looked into
 _GREY = ("1", "L", "LA")  # PIL's modes
@@ -129,7 +128,9 @@ def _headers(source: FileStream) -> Iterator[tuple[tuple[int, int], str]]:
         )
 
 
-def _labels(source: Any) -> np.ndarray:  # noqa: ANN401, their common type has no labels
+def _labels(source: Source) -> np.ndarray:
     """All labels (N,) of a source, without its images."""
-    labels = source.labels  # an array of most sources, a method of an LMDB
-    return labels() if callable(labels) else labels
+    if isinstance(source, ImageDataset):
+        return source.labels()
+    assert isinstance(source, Stream | ArraySource), "these are all kinds of sources"
+    return source.labels

@@ -66,7 +66,7 @@ def _model(name: str, params: Params) -> tuple[Path, str]:
 def _training(params: Params, name: str | None) -> Iterator[tuple[Path, str]]:
     if name == "teacher" and params.teacher.train is not None:
         yield _DATA
-    if name in params.students:
+    if name is not None and name in params.students:
         yield _DATA
         origin = params.students[str(name)].init_from or "teacher"
         yield from (_model(model, params) for model in dict.fromkeys(("teacher", origin)))
