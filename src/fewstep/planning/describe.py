@@ -18,13 +18,14 @@ def describe(
     network = plan.meta_network(params)
     forward, _ = forward_flops(network, params)
     rate = hardware.rate(params.precision)
+    speed = f"{rate / 1e12:.0f} TFLOP/s" if rate >= 1e12 else f"{rate / 1e9:.0f} GFLOP/s"
     lines = [
         f"network: {plan.count(network) / 1e6:.1f} M parameters, forward pass of an image "
         f"{forward / 1e9:.1f} GFLOP",
         f"hardware: {hardware.nodes} x {hardware.gpus} x {gpu}, {params.precision}, "
         f"{hardware.utilisation:.0%} of their FLOP/s (a guess: --utilisation), "
         f"{rate / 1e12:.0f} TFLOP/s"
-        if rate >= 1e12
+        f"{speed}",
         else f"{rate / 1e9:.0f} GFLOP/s",
     ]
     training = drawing = 0.0
