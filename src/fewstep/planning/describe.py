@@ -24,9 +24,7 @@ def describe(
         f"{forward / 1e9:.1f} GFLOP",
         f"hardware: {hardware.nodes} x {hardware.gpus} x {gpu}, {params.precision}, "
         f"{hardware.utilisation:.0%} of their FLOP/s (a guess: --utilisation), "
-        f"{rate / 1e12:.0f} TFLOP/s"
         f"{speed}",
-        else f"{rate / 1e9:.0f} GFLOP/s",
     ]
     training = drawing = 0.0
     for student in students:
