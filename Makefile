@@ -54,7 +54,8 @@ repro: setup ## run the experiment of params.yaml and print its results table
 results: setup ## print the results in git, and whether they are of these params and this code
 	@cat results/table.md || { echo "results: none here; \`make repro\` makes them"; exit 1; }
 	@fewstep code > /dev/null
-	@stale=$$(dvc repro --dry --allow-missing | sed -n "s/^Running stage '\(.*\)'.*/\1/p" | grep -vx code); \
+	@stale=$$(dvc repro --dry --allow-missing 2>&1 | sed -n -e "s/^Running stage '\(.*\)'.*/\1/p" \
+	-e "s/.*failed to reproduce '\([^']*\)'.*/\1/p" | grep -vx code | sort -u); \
 	if [ -z "$$stale" ]; then echo "results: of these params and this code"; \
 	else echo "results: stale; \`make repro\` would redo" $$stale; fi
 
