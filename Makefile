@@ -18,7 +18,7 @@ endif
 FIND_LINKS = $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: help setup setup-dev repro results snakemake report bench test test-all lint preset style constraints
+.PHONY: help setup setup-dev repro results snakemake report bench test test-all lint docs preset style constraints
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -100,9 +100,12 @@ preset: ## copy config/NAME.yaml to params.yaml (make preset NAME=fmnist16)
 	cp config/$(NAME).yaml params.yaml
 	@echo "params.yaml is now config/$(NAME).yaml; run it with make repro"
 
+docs: setup-dev ## build the site in site/, strictly: a dead link is an error
+	NO_MKDOCS_2_WARNING=1 COLUMNS=96 mkdocs build --quiet
+
 style: setup ## rewrite the params files as DVC does, so that `dvc exp run -S` changes one line
 	python -m fewstep.params.style params.yaml config/*.yaml
 
 constraints: setup-dev ## pin the tested versions in constraints.txt, with uv
-	echo 'torch==2.13.0' | uv pip compile -q --universal --python-version 3.11 --extra dev --extra export --extra docs --strip-extras --no-header --no-annotate -c /dev/stdin pyproject.toml -o constraints.txt
+	echo 'torch==2.13.0' | uv pip compile -q --universal --python-version 3.11 --extra dev --strip-extras --no-header --no-annotate -c /dev/stdin pyproject.toml -o constraints.txt
 	sed -i '1i # What was tested together. Made by: make constraints' constraints.txt

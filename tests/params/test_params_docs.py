@@ -1,4 +1,4 @@
-"""The schema, the blocks and the README agree."""
+"""The schema, the blocks and the PAGE agree."""
 
 import re
 import typing
@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from fewstep import params as module
 from fewstep.methods import names as method_names
 from fewstep.params import settings_of
-from fewstep.params.docs import README, SCHEMA, readme_text, schema_text, table
+from fewstep.params.docs import PAGE, SCHEMA, page_text, schema_text, table
 from fewstep.params.schema import rules
 from params_edits import PRESETS
 from places import ROOT
@@ -76,17 +76,17 @@ def test_a_method_is_one_of_those_that_have_settings() -> None:
         settings_of("gan")
 
 
-def test_readme_explains_every_key() -> None:
-    readme = (ROOT / README).read_text()
+def test_page_explains_every_key() -> None:
+    page = (ROOT / PAGE).read_text()
     keys = {key for _, properties in blocks(RULES) for key in properties}
-    assert not [key for key in sorted(keys) if not re.search(rf"`([a-z_]+\.)?{key}\b", readme)]
+    assert not [key for key in sorted(keys) if not re.search(rf"`([a-z_]+\.)?{key}\b", page)]
 
 
-def test_schema_and_readme_are_fresh() -> None:
+def test_schema_and_page_are_fresh() -> None:
     stale = "run python -m fewstep.params.docs --write"
     assert (ROOT / SCHEMA).read_text() == schema_text(), stale
-    readme = (ROOT / README).read_text()
-    assert readme == readme_text(readme), stale
+    page = (ROOT / PAGE).read_text()
+    assert page == page_text(page), stale
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)

@@ -1,7 +1,7 @@
 """The blocks of params.yaml: frozen dataclasses whose fields are its keys.
 
 Each field says its type, range, unit and meaning, here and nowhere else: the JSON schema, the
-messages about wrong values and the tables of config/README.md are made from it. No field has a
+messages about wrong values and the tables of docs/params.md are made from it. No field has a
 default but those of `performance`: each number has its one home in params.yaml.
 """
 
@@ -245,7 +245,7 @@ class Params:
     products GPUs since Ampere round to TF32; `fp32` never does that, not even in convolutions,
     and on a CPU both are the same. `bf16` on a CPU is 1.7 to 2.2 times as fast where `grep
     amx_bf16 /proc/cpuinfo` finds it, slower elsewhere
-    ([docs/performance.md](../docs/performance.md))"""
+    ([docs/performance.md](performance.md))"""
     data: Data
     """the training images"""
     network: Network

@@ -1,4 +1,4 @@
-"""What is made from the fields of the blocks: the schema for editors and config/README.md's tables.
+"""What is made from the fields of the blocks: the schema for editors and docs/params.md's tables.
 
 `python -m fewstep.params.docs --write` makes them anew, `--check` fails when they are stale.
 """
@@ -15,7 +15,7 @@ import yaml
 from fewstep.params.fields import Rule
 from fewstep.params.schema import file_rules, rules, words
 
-README, SCHEMA = Path("config/README.md"), Path("workflow/schemas/params.schema.yaml")
+PAGE, SCHEMA = Path("docs/params.md"), Path("workflow/schemas/params.schema.yaml")
 HEADER = (
     "# What params.yaml may hold. Made by `python -m fewstep.params.docs --write`; do not edit.\n"
 )
@@ -34,7 +34,7 @@ def schema_text() -> str:
 
 
 def _for_editors(rule: Any) -> Any:  # noqa: ANN401
-    """What an editor shows: it has no room for what the README adds."""
+    """What an editor shows: it has no room for what the page adds."""
     if isinstance(rule, list):
         return [_for_editors(inner) for inner in rule]
     if isinstance(rule, float) and rule.is_integer():
@@ -44,8 +44,8 @@ def _for_editors(rule: Any) -> Any:  # noqa: ANN401
     return {key: _for_editors(inner) for key, inner in rule.items() if key != "more"}
 
 
-def readme_text(text: str) -> str:
-    """A README whose tables are those of the fields."""
+def page_text(text: str) -> str:
+    """The page, its tables those of the fields."""
     own = {block for _, block in TABLE.findall(text)}
     return TABLE.sub(lambda found: found[1] + table(found[2], own), text)
 
@@ -122,7 +122,7 @@ def main() -> None:
     choice = parser.add_mutually_exclusive_group(required=True)
     choice.add_argument("--write", action="store_true", help="make the files anew")
     choice.add_argument("--check", action="store_true", help="fail when a file is stale")
-    wanted = {SCHEMA: schema_text(), README: readme_text(README.read_text())}
+    wanted = {SCHEMA: schema_text(), PAGE: page_text(PAGE.read_text())}
     stale = [file for file, text in wanted.items() if not _is(file, text)]
     if parser.parse_args().write:
         for file in stale:

@@ -1,7 +1,7 @@
 """The words in which the blocks of params describe their keys.
 
 A key's type says its range, `asks` what a type cannot say, and the string below it what it means:
-one sentence for error messages and editors, then what only config/README.md adds. Like docstrings,
+one sentence for error messages and editors, then what only docs/params.md adds. Like docstrings,
 these strings are no part of the code's identity: better wording retrains nothing.
 """
 

@@ -20,6 +20,6 @@ def run(params: Params) -> None:
     if not Path(d.source).exists():
         raise ValueError(
             f"need a file or folder at {d.source}, which you have to provide (no data.url), got "
-            "nothing there (params.yaml: data.source; config/README.md: data)"
+            "nothing there (params.yaml: data.source; docs/params.md: data)"
         )
     print(f"download-data: {d.source}{f', sha256 {d.sha256[:12]}' if d.sha256 else ' is there'}")

@@ -122,7 +122,7 @@ def _proposal(
     preset = propose.SMALL if small else propose.MEDIUM if size <= 32 else propose.LARGE
     sizes = Sizes.of(found.images, 2000 if small else 10000)
     title = f"# {found.images:,} images of {Path(found.source).name} at {size}x{size}, sized to "
-    title += f"{duration(seconds / 3600)} by `fewstep new`.\n# Keys and units: config/README.md."
+    title += f"{duration(seconds / 3600)} by `fewstep new`.\n# Keys and units: docs/params.md."
     few, precision = not on_gpu and seconds < FEW, "bf16" if on_gpu else "fp32"
     return Proposal(found, teacher, preset, size, network, sizes, few, title, precision)
 
