@@ -281,7 +281,7 @@ def edit(folder: Path, old: str, new: str) -> None:
     file.write_text(file.read_text().replace(old, new))
 
 
-CD = "cd-4: { model: cd, sampler: ddim, steps: "
+CD = "cd-4: {model: cd, sampler: ddim, steps: "
 
 
 @pytest.fixture(scope="module")
