@@ -26,7 +26,7 @@ def tiny_params(folder: Path, **overrides: Any) -> Params:  # noqa: ANN401
     raw["metric"] = {key: raw["metric"][key] for key in ("features", "reference_images")}
     raw["generate"].pop("seed_ranges")
     for path, value in overrides.items():
-        *parents, key = path.replace("dmd2_", "dmd2-").split("__")
+        *parents, key = path.replace("dmd2_", "dmd2-").replace("mm_", "mm-").split("__")
         block = raw
         for parent in parents:
             block = block[parent]

@@ -125,23 +125,24 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN
 
 
 def test_a_source_that_is_not_there_is_fetched(served: Any) -> None:  # noqa: ANN401
-    params = tiny_params(Path(), data=dict(served))
+    params = tiny_params(Path(), data=dict(served), network__attn_resolutions=[16])
     build_lmdb.run(params)
     images, labels = ImageDataset(DATA, 10).read(range(12))
     assert np.array_equal(images, IMAGES) and np.array_equal(labels, LABELS)
     gone = {**served, "url": "http://127.0.0.1:9/never-asked"}
-    download_data.run(tiny_params(Path(), data=gone))  # it is there
+    download_data.run(tiny_params(Path(), data=gone, network__attn_resolutions=[16]))  # it is there
 
 
 def test_another_file_is_refused_wherever_it_comes_from(served: Any) -> None:  # noqa: ANN401
-    wrong = tiny_params(Path(), data={**served, "sha256": "0" * 64})
+    data = {**served, "sha256": "0" * 64}
+    wrong = tiny_params(Path(), data=data, network__attn_resolutions=[16])
     with pytest.raises(ValueError, match="0{64}"):
         download_data.run(wrong)
     assert not Path("data/c.tar.gz").exists()
     Path("data").mkdir(exist_ok=True)
     Path("data/c.tar.gz").write_bytes(b"something else")
     with pytest.raises(ValueError, match=r"of data/c\.tar\.gz; remove it.*data\.sha256"):
-        build_lmdb.run(tiny_params(Path(), data=dict(served)))
+        build_lmdb.run(tiny_params(Path(), data=dict(served), network__attn_resolutions=[16]))
 
 
 @pytest.mark.parametrize("missing", ["url", "sha256"])

@@ -170,10 +170,6 @@ def test_arguments_that_the_file_leaves_out_are_those_of_edm2(tmp_path: Path) ->
             "EDMPrecond, or EDM2's Precond, g",
         ),
         (
-            lambda: save({n: w for n, w in published().items() if "emb_label" not in n}),
-            "got one without classes: no 'model.emb_label.weight'",
-        ),
-        (
             lambda: save(published() | {"unet.emb_noise.weight": torch.zeros(256, 32)}),
             "without channel_mult_noise and channel_mult_emb, got an embedding of 256",
         ),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fewstep.interop.load import load
+from fewstep.model import load
 from PIL import Image
 
 from fewstep.cli import main

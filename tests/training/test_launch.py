@@ -167,6 +167,8 @@ def test_a_job_of_several_nodes_becomes_srun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny_params(tmp_path)
+    for needed in ("data.lmdb", "models/teacher/model.safetensors"):
+        (tmp_path / "artifacts" / needed).mkdir(parents=True)
     command(tmp_path / "bin", "srun", 'echo "$@"; exit 5')
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     environ = {**os.environ, "PATH": path, "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}

@@ -703,7 +703,7 @@ def test_a_teacher_of_another_shape_is_refused_not_replaced(toy: Params) -> None
 
 
 def test_data_of_another_resolution_are_refused(toy: Params) -> None:
-    other = tiny_params(Path(), data__resolution=32)
+    other = tiny_params(Path(), data__resolution=32, network__attn_resolutions=[16])
     with pytest.raises(ValueError, match=r"data\.resolution"):
         train("cd", other, ALONE)
 

@@ -124,7 +124,8 @@ def _ema(snapshot: object) -> Inert:
     if network is None:
         raise ValueError("need a network under 'ema', got none: not an EDM pickle")
     name = _persistent(require(network, Inert)).get("class_name")
-    if name not in _PRECOND_ARGS:
+    # a tuple of tuples may take forever to hash
+    if not isinstance(name, str) or name not in _PRECOND_ARGS:
         known = "EDMPrecond, or EDM2's Precond"
         raise ValueError(f"need a network of class {known}, got {_class(name)}")
     if isinstance(encoder := content.get("encoder"), Inert):

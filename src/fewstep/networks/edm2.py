@@ -111,7 +111,7 @@ class EDM2(UNet):
         width = a.model_channels * a.channel_mult[0]
         self.n_emb = a.model_channels * max(a.channel_mult)
         self.emb_fourier, self.emb_noise = Fourier(width), MPConv(width, self.n_emb)
-        self.emb_label = MPConv(a.classes, self.n_emb)
+        self.emb_label = MPConv(a.classes, self.n_emb) if a.classes else None
         width = self.build_levels(width)
         self.out_conv, self.out_gain = MPConv(width, a.channels, 3), nn.Parameter(torch.zeros(()))
         self.logvar = Uncertainty()
@@ -126,8 +126,10 @@ class EDM2(UNet):
         return EDM2Block(resolution, n_in, n_out, self.n_emb, dropout, decoder, **kind)
 
     def embed(self, c_noise: Tensor, labels: Tensor) -> Tensor:
-        labels = self.drop_labels(labels) * math.sqrt(self.architecture.classes)
         noise = self.emb_noise(self.emb_fourier(c_noise))
+        if self.emb_label is None:
+            return mp_silu(noise)
+        labels = self.drop_labels(labels) * math.sqrt(self.architecture.classes)
         return mp_silu(mp_sum(noise, self.emb_label(labels), LABEL))
 
     def descend(self, x: Tensor, emb: Tensor) -> list[Tensor]:
