@@ -95,8 +95,10 @@ def _first_problem(error: ValidationError | RecursionError) -> str:
 
 def _images(data: object) -> Images:
     said: Mapping[str, Any] = data if isinstance(data, Mapping) else {}
-    for key in ("resolution", "channels", "classes"):
+    for key, least in (("resolution", 1), ("channels", 1), ("classes", 0)):
         value = said.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"need an integer >= 1 as data.{key} in its JSON, got {quoted(value)}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(
+                f"need an integer >= {least} as data.{key} in its JSON, got {quoted(value)}"
+            )
     return Images(said["resolution"], said["channels"], said["classes"])

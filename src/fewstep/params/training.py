@@ -198,6 +198,7 @@ class Teacher:
     baselines, which are networks of another preconditioning, and EDM2's networks of latents"""
     sha256: Sha256 | None = None
     """checksum of the file at url; absent = whatever a local file or folder has. Of an address it
-    is needed; `unknown` is refused when the file is wanted, with the checksum that it has (config/README.md: an unknown sha256)"""
+    is needed; `unknown` is refused when the file is wanted, with the checksum that it has
+    (config/README.md: an unknown sha256)"""
     train: Orphan | None = None
     """how to train the teacher, as a student without init_from"""

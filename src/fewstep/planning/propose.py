@@ -188,6 +188,9 @@ class Proposal:
         text.scale(lambda path: path[0] in blocks and _is_time(path), scaled)
         for name in kept:
             self._fit_batch(text, ("students", name))
+        if self.resolution >> (len(self.network.channel_mult) - 1) != 8:
+            gan = ("gan_student_weight", "gan_critic_weight")  # its head takes 8x8 pixels
+            text.scale(lambda p: p[0] == "students" and p[-1] in gan, lambda _: "0.0")
         if not self.classes:
             dropout = ("settings", "label_dropout")
             text.scale(lambda p: p[0] == "students" and p[2:] == dropout, lambda _: "0.0")
