@@ -1,5 +1,6 @@
-"""The pictures of the README and of docs/methods.md: `python docs/figures.py`, after `make repro`.
+"""The pictures of the README and of docs/methods.md; prints the README's table.
 
+`python docs/figures.py`, after `make repro`.
 `segment` and `scores` are of a world with one pixel, whose images are -0.6 or 0.6, give or take
 0.1. There the best denoiser is known in closed form. The others are of the default's networks.
 """
@@ -8,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -196,10 +198,27 @@ def quality() -> Figure:
     return figure
 
 
+def table() -> str:
+    """The README's table: each row beside the teacher's 35 network calls, in Markdown."""
+    rows = rows_frame(load_params("params.yaml").rows)
+    best = rows["value"]["teacher-heun-35"]
+    shown = pd.DataFrame({
+        "network calls": rows["nfe"],
+        rows["metric"].iloc[0]: [f"{v:.2f}" for v in rows["value"]],
+        "× teacher": [f"{v / best:.2f}" for v in rows["value"]],
+        "trained on, kimg": [
+            "" if student == "teacher" else f"{kimg:.0f}"
+            for student, kimg in zip(rows["student"], rows["kimg"], strict=True)
+        ],
+    })  # fmt: skip
+    return shown.rename_axis("row").to_markdown(disable_numparse=True)
+
+
 def main() -> None:
     OUT.mkdir(exist_ok=True)
     for draw in (segment, scores, one_step, front, quality):
         save_png(draw(), OUT / f"{draw.__name__}.png")
+    print(table())
 
 
 if __name__ == "__main__":
