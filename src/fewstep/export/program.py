@@ -69,8 +69,8 @@ def inputs(student: Model, row: Row, seeds: Sequence[int]) -> tuple[Tensor, ...]
     """Latents, labels and noise, as a program takes them, of images that `Model.sample` draws."""
     stream = SeededNoise(seeds, student.shape)
     latents = stream()
-    stream.labels(student.classes)  # drawn in between, whether used or not
-    labels = torch.tensor([seed % student.classes for seed in seeds])
+    stream.labels(max(student.classes, 1))  # drawn in between, whether used or not
+    labels = torch.tensor([seed % max(student.classes, 1) for seed in seeds])
     noise = [stream() for _ in range(draws(row))]
     return (latents, labels, torch.stack(noise, dim=1)) if noise else (latents, labels)
 
