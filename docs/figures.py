@@ -185,10 +185,11 @@ def quality() -> Figure:
     students = rows[rows["student"] != "teacher"].sort_values("value")
     for (name, row), color in zip(students.iterrows(), PALETTE, strict=False):
         axes.scatter(row["nfe"], row["value"], color=color, zorder=3)
-        axes.annotate(
-            str(name), (row["nfe"], row["value"]), xytext=(7, 0), textcoords="offset points",
-            color=color, fontsize=9, va="center",
-        )  # fmt: skip
+        beside = students[students["nfe"] == row["nfe"]]
+        up = 14 * list(beside.index).index(name) - 7 * (len(beside) - 1)  # one above the other
+        place = {"xytext": (7, up), "textcoords": "offset points", "va": "center"}
+        axes.annotate(str(name), (row["nfe"], row["value"]), color=color, fontsize=9, **place)
+    axes.set_ylim(bottom=0.6 * best)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
