@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 GROUPS: Mapping[str, Mapping[str, str]] = {
     "before a run": {
+        "new": "fewstep new --data ~/photos --budget 40m",
         "check": "fewstep check --params config/tiny.yaml",
         "plan": "fewstep plan --gpu h100 --gpus 8",
         "download-all": "fewstep download-all",
@@ -27,6 +28,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     },
     "after a run": {
         "sample": "fewstep sample cd-8 --seeds 0-99",
+        "export": "fewstep export cd-8 --to onnx",
         "compare": "fewstep compare cd-8 main:cd-8",
         "phema": "fewstep phema cd-8 --std 0.07 --kimg 50000",
     },

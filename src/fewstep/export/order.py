@@ -11,6 +11,7 @@ from fewstep.files import sha256_file
 from fewstep.model import Model
 from fewstep.params import Row, plain
 from fewstep.paths import MODELS, SCORES, trained
+from fewstep.quoting import plain as cut
 
 UNSTATED = "not stated"
 DERIVED = (
@@ -125,8 +126,6 @@ class Order:
 
 def plain_text(value: object) -> str:
     """One line of a value from a JSON that anyone may have written, safe in Markdown tables."""
-    from fewstep.quoting import plain as cut
-
     if not isinstance(value, str | int | float):
         return f"an object of type {type(value).__name__}"
     return cut(str(value), 200).translate({ord(c): f"\\{c}" for c in "|<>[]`*"})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from fewstep.interop.tensors import Stored
@@ -118,14 +119,7 @@ def network_block(about: Mapping[str, Any]) -> Network:
     Args:
         about: from `architecture`; sigma_data is EDM's 0.5 where the file does not say it.
     """
-    return Network(
-        type=_TYPES[about["model_type"]],
-        model_channels=about["model_channels"],
-        channel_mult=tuple(about["channel_mult"]),
-        num_blocks=about["num_blocks"],
-        attn_resolutions=tuple(about["attn_resolutions"]),
-        sigma_data=float(about.get("sigma_data", 0.5)),
-    )
+    return TypeAdapter(Network).validate_python(blocks_of(about, 0.5)["network"])
 
 
 def check_architecture(about: Mapping[str, Any], params: Params, origin: str | Path) -> None:

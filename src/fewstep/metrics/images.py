@@ -97,5 +97,6 @@ def _about(file: Path) -> dict[str, Any]:
 
 def _features(extractor: FeatureExtractor, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    found = extract_outputs(extractor.outputs, [channels_first], workers=extractor.workers)
+    workers, chunk = extractor.workers, extractor.chunk
+    found = extract_outputs(extractor.outputs, [channels_first], workers=workers, chunk=chunk)
     return found["features"]

@@ -68,7 +68,7 @@ def _training(params: Params, name: str | None) -> Iterator[tuple[Path, str]]:
         yield _DATA
     if name is not None and name in params.students:
         yield _DATA
-        origin = params.students[str(name)].init_from or "teacher"
+        origin = params.students[name].init_from or "teacher"
         yield from (_model(model, params) for model in dict.fromkeys(("teacher", origin)))
 
 

@@ -116,10 +116,8 @@ class Proposal:
         )
 
     def _network(self) -> str:
-        n, whose = (
-            self.network,
-            "as the teacher's weights have it" if self.teacher else "trained here",
-        )
+        n = self.network
+        whose = "as the teacher's weights have it" if self.teacher else "trained here"
         return (
             f"network: # {whose}; shared by teacher, student and fake score\n"
             f"  type: {n.type}\n"
@@ -254,7 +252,7 @@ def _is_time(path: KeyPath) -> bool:
 
 
 def _is_rate(path: KeyPath) -> bool:
-    return path[-1] == "lr" or (path[-1].endswith("_lr"))
+    return path[-1] == "lr" or path[-1].endswith("_lr")
 
 
 def _scaled_by(factor: float) -> Any:  # noqa: ANN401
@@ -266,15 +264,15 @@ def number(value: float) -> str:
     if value == 0:
         return "0.0"
     if 1e-3 <= abs(value) < 1e6:
-        text = f"{float(f'{value:.3g}'):f}".rstrip("0")
-        return f"{text}0" if text.endswith(".") else text
+        return _short(f"{float(f'{value:.3g}'):f}")
     mantissa, exponent = f"{value:.2e}".split("e")
-    mantissa = mantissa.rstrip("0")
-    return (
-        f"{mantissa}0e{int(exponent):+d}"
-        if mantissa.endswith(".")
-        else f"{mantissa}e{int(exponent):+d}"
-    )
+    return f"{_short(mantissa)}e{int(exponent):+d}"
+
+
+def _short(decimal: str) -> str:
+    """A number without zeros at its end, but for the one behind the point: 0.5, 20.0."""
+    text = decimal.rstrip("0")
+    return f"{text}0" if text.endswith(".") else text
 
 
 def _quoted(text: str) -> str:

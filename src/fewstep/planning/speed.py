@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fewstep.distributed import pick_device
-from fewstep.metrics.features import CHUNK, extract_outputs
+from fewstep.metrics.features import extract_outputs
 from fewstep.metrics.reference import feature_network
 from fewstep.networks.compute import accelerate
 from fewstep.networks.registry import build_denoiser
@@ -49,8 +49,8 @@ def measure(params: Params) -> Speed:
     if params.metric.weights is not None:
         return Speed(flops, 0.0)
     extractor = feature_network(params, device)
-    images = np.zeros((CHUNK, d.channels, d.resolution, d.resolution), np.uint8)
-    seconds = _fastest(lambda: extract_outputs(extractor.outputs, [images]))
+    images = np.zeros((extractor.chunk, d.channels, d.resolution, d.resolution), np.uint8)
+    seconds = _fastest(lambda: extract_outputs(extractor.outputs, [images], chunk=extractor.chunk))
     return Speed(flops, seconds / len(images))
 
 

@@ -9,7 +9,7 @@ from fewstep.export.order import UNSTATED, Order
 from fewstep.model import load
 from fewstep.paths import EXPORTS
 from fewstep.quoting import quoted
-from fewstep.stages.import_ import name_of
+from fewstep.stages.import_ import name_of, taken
 from fewstep.stages.sample import place_of
 
 HELP = "write a model for other programs: ONNX, torch.export, diffusers, a hub folder"
@@ -57,7 +57,7 @@ def run(
     form, source = export.find(to), place_of(model)
     name = source.name if "@" in source.name else name_of(source)
     path = out or EXPORTS / f"{name}-{to}{form.SUFFIX}"
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if taken(path):
         raise ValueError(f"need a place that is free, got {path}; remove it, or use --out")
     student = load(source, device="cpu", sigma_data=sigma_data)
     order = Order(student, student.row(sampler, steps, guidance), source, license)

@@ -109,6 +109,11 @@ def name_of(path: Path) -> str:
     return re.sub(r"[^a-z0-9-]+", "-", stem.lower()).strip("-") or "imported"
 
 
+def taken(place: Path) -> bool:
+    """Whether a file is there, or a folder with something in it."""
+    return place.exists() and (not place.is_dir() or any(place.iterdir()))
+
+
 def check_free(folder: Path, params: Params) -> None:
     """Refuse a folder that has something in it, or belongs to a network of the params.
 
@@ -121,7 +126,7 @@ def check_free(folder: Path, params: Params) -> None:
         raise ValueError(
             f"need a name that is free, got {folder.name}, a network of params.yaml; {ways}"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if taken(folder):
         raise ValueError(f"need a folder that is new or empty, got {folder}, which is not; {ways}")
 
 

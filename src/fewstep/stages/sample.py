@@ -14,7 +14,7 @@ from fewstep.progress import progress
 from fewstep.report.drawn import write
 from fewstep.sampling.classes import chosen_classes, class_names
 from fewstep.sampling.numbers import parse
-from fewstep.stages.import_ import name_of
+from fewstep.stages.import_ import name_of, taken
 from fewstep.theory.sample import nfe
 
 HELP = "draw images with a model or checkpoint: a grid, PNGs, NPZ"
@@ -110,7 +110,7 @@ def new_folder(out: Path | None, model: str) -> Path:
         ValueError: `out` has something in it.
     """
     if out is not None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if taken(out):
             raise ValueError(f"need a folder that is new or empty, got {out}, which is not (--out)")
         out.mkdir(parents=True, exist_ok=True)
         return out

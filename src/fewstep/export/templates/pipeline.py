@@ -56,7 +56,8 @@ class FewStepPipeline(DiffusionPipeline):
         c, shape = self.config, self.denoiser.config.architecture
         seeds = range(len(class_labels or [0])) if seeds is None else seeds
         classes = shape["classes"]
-        labels = [s % classes for s in seeds] if class_labels is None else list(class_labels)
+        kinds = max(classes, 1)  # without classes every label is 0
+        labels = [s % kinds for s in seeds] if class_labels is None else list(class_labels)
         if len(labels) != len(seeds):
             raise ValueError(f"need {len(seeds)} class_labels, one a seed, got {len(labels)}")
         if output_type not in ("pil", "np"):
@@ -65,7 +66,7 @@ class FewStepPipeline(DiffusionPipeline):
         sizes = (shape["channels"], shape["resolution"], shape["resolution"])
         noise = SeededNoise(seeds, sizes, device)
         latents = noise()
-        noise.labels(classes)  # drawn in between, whether used or not
+        noise.labels(kinds)  # drawn in between, whether used or not
         rows = one_hot(torch.tensor(labels), classes).to(device)
         scale = c.guidance_scale if guidance_scale is None else guidance_scale
         grid = Schedule(c.sigma_min, c.sigma_max, c.rho)
