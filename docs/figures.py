@@ -149,9 +149,10 @@ def front(images: int = 20) -> Figure:
         "teacher, 35 calls": "teacher-heun-35",
         "teacher, 8": "teacher-euler-8",
         "teacher, 1": "teacher-euler-1",
-        "student, 10": "dmd2-10",
-        "student, 8": "mm-8",
-        "student, 1": "dmd2-1",
+        "DMD2, 10": "dmd2-10",
+        "moment matching, 8": "mm-8",
+        "consistency, 8": "cd-8",
+        "DMD2, 1": "dmd2-1",
     }
     return in_lines({name: row_images(row, slice(images))[0] for name, row in rows.items()}, 110)
 
@@ -184,12 +185,12 @@ def quality() -> Figure:
     axes.text(1, best * 0.84, "teacher, 35 calls", color=MUTED, fontsize=9, va="top")
     students = rows[rows["student"] != "teacher"].sort_values("value")
     for (name, row), color in zip(students.iterrows(), PALETTE, strict=False):
-        axes.scatter(row["nfe"], row["value"], color=color, zorder=3)
+        axes.errorbar(row["nfe"], row["value"], row["std"], color=color, marker="o", zorder=3)
         beside = students[students["nfe"] == row["nfe"]]
         up = 14 * list(beside.index).index(name) - 7 * (len(beside) - 1)  # one above the other
         place = {"xytext": (7, up), "textcoords": "offset points", "va": "center"}
         axes.annotate(str(name), (row["nfe"], row["value"]), color=color, fontsize=9, **place)
-    axes.set_ylim(bottom=0.6 * best)
+    axes.set_ylim(0.6 * best, 1.5 * float(rows["value"].max()))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
@@ -205,7 +206,9 @@ def table() -> str:
     best = rows["value"]["teacher-heun-35"]
     shown = pd.DataFrame({
         "network calls": rows["nfe"],
-        rows["metric"].iloc[0]: [f"{v:.2f}" for v in rows["value"]],
+        rows["metric"].iloc[0]: [
+            f"{v:.2f} ± {std:.2f}" for v, std in zip(rows["value"], rows["std"], strict=True)
+        ],
         "× teacher": [f"{v / best:.2f}" for v in rows["value"]],
         "trained on, kimg": [
             "" if student == "teacher" else f"{kimg:.0f}"

@@ -51,6 +51,7 @@ def content(scores: list[dict[str, Any]], **changes: Any) -> Content:  # noqa: A
         "floor": FLOOR,
         "samples": [picture("real images"), *(picture(r["row"]) for r in scores)],
         "samples_note": "Seeds 0 to 19.",
+        "moments": {"cd": picture("cd: the same seeds over time")},
         "neighbours": [picture(r["row"]) for r in scores],
         "neighbours_note": "Nearest.",
         "logs": pd.concat([loss, validation]),
@@ -165,7 +166,8 @@ def test_the_teacher_stands_beside_a_slider_that_goes_from_the_best_row_on(tmp_p
     slides = [*cd, "teacher-euler-4", "teacher-euler-2"]
     near = ["teacher-heun-7", *slides]
     shown = re.findall(r"<figcaption><b>([^<]+)</b>", text)
-    assert shown == ["teacher-heun-7", *slides, "real images", *near], "then the neighbours"
+    neighbours_and_training = [*near, "cd: the same seeds over time"]
+    assert shown == ["teacher-heun-7", *slides, "real images", *neighbours_and_training]
 
 
 def test_cards_judge_students_by_the_teacher_at_its_best(tmp_path: Path) -> None:

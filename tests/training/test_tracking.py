@@ -58,7 +58,8 @@ def begun(
     """The tracker of a training that goes on at nimg, from a state unless `saved` is None."""
     params, method, tracker = replace(TINY, tracking=config), cast(Any, None), Tracker()
     folder = log.path.parent
-    tracker.begin(Watched("cd", params, method, ALONE, folder, "f" * 64, nimg, 1000, saved))
+    kept = folder, folder / "snapshots", "f" * 64
+    tracker.begin(Watched("cd", params, method, ALONE, *kept, nimg, 1000, saved))
     return tracker
 
 
@@ -315,7 +316,7 @@ config = Tracking(mode == "dvclive", Wandb("disabled" if mode == "dvclive" else 
 params, rank = replace(load_params(file), tracking=config), Rank(0, 1, torch.device("cpu"))
 saved = {"wandb": run_id} if run_id else None
 with tracking.Tracker() as tracker:
-    tracker.begin(Watched("cd", params, None, rank, Path(), "f" * 64, 0, 64, saved))
+    tracker.begin(Watched("cd", params, None, rank, Path(), Path(), "f" * 64, 0, 64, saved))
     for nimg in (32, 64):
         tracker.write({"nimg": nimg, "kimg": nimg / 1000, "loss": 0.5, "segment/loss_0": 1.0})
         sys.stdin.readline()

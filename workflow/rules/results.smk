@@ -10,6 +10,10 @@ rule results_table:
             model=["teacher", *config["imports"], *config["students"]],
             file=["model.safetensors", "model.json", "log.jsonl"],
         ),
+        expand(
+            "artifacts/snapshots/{model}",
+            model=["teacher", *config["imports"], *config["students"]],
+        ),
         expand("artifacts/models/{model}@best", model=["teacher", *config["students"]]),
         params=unless_recorded("results/metrics.json"),
     output:

@@ -69,6 +69,7 @@ class Content:
         rows, logs: the frames of `frames.rows_frame` and `logs_frame`.
         floor: the score of real images, as in artifacts/ref-stats.json.
         samples: real images first, then those of each row.
+        moments: by student, its images as its training goes.
         neighbours: for each row a line of samples, and below each its nearest training images.
         provenance: what to say of this run as a whole.
         records: all that is known of each row.
@@ -84,6 +85,7 @@ class Content:
     floor: Mapping[str, Any]
     samples: Sequence[Picture]
     samples_note: str
+    moments: Mapping[str, Picture]
     neighbours: Sequence[Picture]
     neighbours_note: str
     provenance: Mapping[str, str]
@@ -110,7 +112,7 @@ def write_page(content: Content, path: str | os.PathLike[str]) -> None:
         "neighbours": _slides(content.neighbours, content.rows),
         "classes": _classes(content),
         "warnings": _warnings(content.logs, content.rows["metric"].iloc[0]),
-        "training": _losses(content.logs, colours),
+        "training": _trainings(content.logs, content.moments, colours),
         "published": _published(content.published),
         "provenance": [
             Column("what", content.provenance),
@@ -316,10 +318,17 @@ def _warnings(logs: pd.DataFrame, metric: str) -> list[str]:
     return [text for model, each in found.items() for text in worsenings(model, each)]
 
 
-def _losses(logs: pd.DataFrame, colours: Mapping[str, str]) -> list[dict[str, str]]:
+def _trainings(
+    logs: pd.DataFrame, moments: Mapping[str, Picture], colours: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """The loss of each training, and its images as it goes."""
     shown = logs[logs["name"].str.startswith("loss")].groupby("model", sort=False)
     return [
-        {"name": str(model), "svg": charts.losses(str(model), log, colours[str(model)])}
+        {
+            "name": str(model),
+            "svg": charts.losses(str(model), log, colours[str(model)]),
+            "moments": moments[str(model)].slide() if model in moments else None,
+        }
         for model, log in shown
     ]
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # matplotlib takes a second to import: only the figures pay f
 INK, MUTED = "#1a1a1a", "#6b6b6b"
 COLUMNS = 10  # of a sample grid, at most
 PIXELS = 2_500_000  # of all sample grids together: what keeps the page below 5 MB
-DPI = 100
+DPI, GAP = 100, 2
 
 
 @dataclass(frozen=True)
@@ -198,12 +198,12 @@ def _check_grid(samples: Mapping[str, NDArray[np.uint8]], shown: int) -> None:
 
 
 def tile(images: NDArray[np.uint8], columns: int, scale: int) -> NDArray[np.uint8]:
-    """(N, C, H, W) -> one RGB picture of tiles, `scale` times upscaled, with 2 pixels between."""
+    """(N, C, H, W) -> one RGB picture of tiles, `scale` times upscaled, with GAP pixels between."""
     count, channels, height, width = images.shape
     big = images.repeat(scale, axis=2).repeat(scale, axis=3).transpose(0, 2, 3, 1)
-    lines, gap = math.ceil(count / columns), 2
-    step_y, step_x = height * scale + gap, width * scale + gap
-    picture = np.full((lines * step_y - gap, columns * step_x - gap, 3), 255, dtype=np.uint8)
+    lines = math.ceil(count / columns)
+    step_y, step_x = height * scale + GAP, width * scale + GAP
+    picture = np.full((lines * step_y - GAP, columns * step_x - GAP, 3), 255, dtype=np.uint8)
     for index, image in enumerate(big):
         top, left = index // columns * step_y, index % columns * step_x
         picture[top : top + height * scale, left : left + width * scale] = image

@@ -11,6 +11,7 @@ from fewstep.paths import DATA, RESULTS, STATS_ABOUT
 from fewstep.report import facts
 from fewstep.report.charts import loss_curves
 from fewstep.report.frames import best_first, logs_frame, records, rows_frame
+from fewstep.report.moments import moment_pictures
 from fewstep.report.page import Content, write_page
 from fewstep.report.pictures import draw_samples, neighbour_pictures, sample_pictures
 from fewstep.report.published import published, with_published
@@ -52,6 +53,7 @@ def run(params: Params) -> None:
         floor=about["floor"],
         samples=samples,
         samples_note=f"{seeds}. The slider goes from the best row to the worst.",
+        moments=moment_pictures(students),
         neighbours=neighbour_pictures(shown, dataset),
         neighbours_note=facts.neighbours_note(params, about),
         provenance=facts.facts(params, about, shown[0], runs),

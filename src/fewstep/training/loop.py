@@ -136,7 +136,7 @@ class Run:
                 f"need {SCRATCH}/ on a file system that all nodes share: processes found states of "
                 f"nimg {', '.join(map(str, sorted(places)))}"
             )
-        states = self.checkpoints.folder, self.checkpoints.fingerprint
+        states = self.checkpoints.folder, self.snapshots, self.checkpoints.fingerprint
         training = self.name, self.params, self.method, self.rank, *states
         self.watcher.begin(Watched(*training, self.nimg, self.total, about.get("watcher")))
         self.stopwatch.nimg = self.nimg

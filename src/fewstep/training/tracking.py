@@ -19,6 +19,7 @@ from fewstep.paths import TIMES
 from fewstep.planning.flops import image_flops, matmul_rate
 from fewstep.progress import progress
 from fewstep.report import tile
+from fewstep.report.moments import save_moment
 from fewstep.report.worsening import scores_in, worsened
 from fewstep.training.log import Log
 from fewstep.training.meter import readable
@@ -40,6 +41,7 @@ class Tracker(Watcher):
 
     def begin(self, training: Watched) -> None:
         self.name, params, saved = training.name, training.params, training.saved
+        self.snapshots = training.snapshots
         files = ("log.jsonl", "times.jsonl")
         self.log, self.times = (Log(training.folder / file) for file in files)
         for log in (self.log, self.times):
@@ -72,7 +74,8 @@ class Tracker(Watcher):
         self.wandb.do("W&B log", lambda run: run.log(_numbers(shown), step=row["nimg"]))
 
     def show(self, images: NDArray[np.uint8], nimg: int) -> None:
-        """Show the first 40 in one picture."""
+        """Show the first 40 in one picture, and keep the first ten for the page."""
+        save_moment(self.snapshots, images, nimg)
         pixels = tile(images[:40], 10, 2)
         self.live.do("DVCLive", lambda live: live.log_image("samples.png", pixels))
 

@@ -23,6 +23,7 @@ class Watched:
 
     Attributes:
         folder: the folder of its states, where a watcher may keep files of its own.
+        snapshots: the folder of what stays beside the model.
         fingerprint: the hash of all that it depends on, 64 hex digits.
         nimg, total: images seen so far, and at the end.
         saved: what the watcher's `saved` returned for the state; None without a state.
@@ -33,6 +34,7 @@ class Watched:
     method: Method
     rank: Rank
     folder: Path
+    snapshots: Path
     fingerprint: str
     nimg: int
     total: int
