@@ -41,13 +41,18 @@ def tiny_params(folder: Path, **overrides: Any) -> Params:  # noqa: ANN401
     return load_params(file)
 
 
-def set_up(folder: Path, monkeypatch: pytest.MonkeyPatch, images: int = 200) -> Params:
+def set_up(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    images: int = 200,
+    **overrides: Any,  # noqa: ANN401
+) -> Params:
     """Make `folder` the current one, with params, random images as LMDB and a random teacher."""
     monkeypatch.chdir(folder)
     rng = np.random.default_rng(0)
     labels = np.arange(images) % 10
     np.savez("toy.npz", images=rng.integers(0, 256, (images, 1, 16, 16), np.uint8), labels=labels)
-    params = tiny_params(folder, data__source="toy.npz")
+    params = tiny_params(folder, data__source="toy.npz", **overrides)
     d = params.data
     build_lmdb(open_source(d.source, d.resolution, d.channels, d.classes), DATA, silent=True)
     torch.manual_seed(0)

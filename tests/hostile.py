@@ -413,20 +413,41 @@ checkpoint(
     "need a safetensors file",
 )
 
+PYRAMID = {"weight": torch.zeros(1), "resample_filter": torch.zeros(1, 1, 4, 4)}
 checkpoint(
     "NCSN++",
     content(safe(GOOD | {"model.map_noise.freqs": torch.zeros(16)})),
-    r"got NCSN\+\+, which",
+    r"together, as NCSN\+\+ .* got embedding_type fourier in a DhariwalUNet",
 )
 checkpoint(
     "NCSN++ by its residuals",
-    content(safe(GOOD | {"model.enc.4x4_aux_residual.weight": torch.zeros(1)})),
-    r"got NCSN\+\+",
+    content(safe(GOOD | {f"model.enc.4x4_aux_residual.{name}": w for name, w in PYRAMID.items()})),
+    r"got encoder_type residual, resample_filter of 4x4 without embedding_type fourier in a Dhari",
 )
 checkpoint(
     "filters of four taps",
     content(safe(GOOD | {"model.enc.4x4_down.conv0.resample_filter": torch.zeros(1, 1, 4, 4)})),
-    r"filters of 2x2, got \(4, 4\), as in NCSN",
+    r"got resample_filter of 4x4 without embedding_type fourier, encoder_type residual",
+)
+checkpoint(
+    "filters of six taps",
+    content(safe(GOOD | {"model.enc.4x4_down.conv0.resample_filter": torch.zeros(1, 1, 6, 6)})),
+    r"filters of 1x1x2x2, or 1x1x4x4 in NCSN\+\+, got \(1, 1, 6, 6\)",
+)
+checkpoint(
+    "a filter of many channels",
+    content(safe(GOOD | {"model.enc.4x4_down.conv0.resample_filter": torch.zeros(9, 1, 2, 2)})),
+    r"filters of 1x1x2x2, .*got \(9, 1, 2, 2\)",
+)
+checkpoint(
+    "a skip encoder",
+    content(safe(GOOD | {"model.enc.4x4_aux_skip.weight": torch.zeros(1)})),
+    r"need encoder_type standard or residual, got skip, .* it has model.enc.4x4_aux_skip",
+)
+checkpoint(
+    "a skip decoder",
+    content(safe(GOOD | {"model.dec.8x8_aux_up.resample_filter": torch.zeros(1, 1, 4, 4)})),
+    r"need decoder_type standard, got skip, .* it has model.dec.8x8_aux_up",
 )
 checkpoint(
     "channel_mult_emb 8",

@@ -14,6 +14,7 @@ import torch
 from torch._utils import _rebuild_tensor_v2
 
 MAGIC = 0x1950A86A20F9469CFC6C
+BUFFERS = ("freqs", "phases", "resample_filter")  # other tensors are parameters
 
 
 class EasyDict(dict[str, Any]):
@@ -72,6 +73,23 @@ def persistent(class_name: str, **state: object) -> Call:
     source = "raise SystemExit('executed')"
     meta = {"type": "class", "version": 6, "module_src": source, "class_name": class_name}
     return Call(_reconstruct_persistent_obj, EasyDict(meta, state=empty | state))
+
+
+def module(weights: dict[str, torch.Tensor], class_name: str, **extra: object) -> Call:
+    """Modules as the persistence wrapper pickles them, nested as the names of the weights are."""
+    own = {name: w for name, w in weights.items() if "." not in name}
+    buffers = {name: w for name, w in own.items() if name in BUFFERS}
+    parts = {name.partition(".")[0]: None for name in weights if "." in name}
+    children = {
+        part: module(
+            {n[len(part) + 1 :]: w for n, w in weights.items() if n.startswith(f"{part}.")}, part
+        )
+        for part in parts
+    }
+    parameters = {name: w for name, w in own.items() if name not in buffers}
+    return persistent(
+        class_name, _parameters=parameters, _buffers=buffers, _modules=children, **extra
+    )
 
 
 def storage_bytes(count: int, held: int, claimed: int | None = None, where: str = "cpu") -> bytes:

@@ -27,17 +27,25 @@ from fewstep.params import plain
 from fewstep.paths import MODELS, SCORES
 
 SEEDS = range(5)  # another batch than the one that is traced
+SLOW = pytest.param("ncsnpp", marks=pytest.mark.slow)
 CASES = {"ddim": ("ddim", 2, 1.0), "renoise": ("renoise", 2, 1.5), "heun": ("heun", 2, 1.0)}
 
 
 @pytest.fixture
-def student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
-    """A small network with random weights, as a training leaves it, in a project's folder."""
+def student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Model:
+    """A small network with random weights, as a training leaves it, in a project's folder.
+
+    `request.param` is its type.
+    """
     monkeypatch.chdir(tmp_path)
+    kind = getattr(request, "param", "adm")
     toy = tiny_params(
         tmp_path,
+        network__type=kind,
         network__model_channels=8,
-        network__channel_mult=[1],
+        network__channel_mult=[1, 1] if kind == "ncsnpp" else [1],  # which resamples otherwise
         network__attn_resolutions=[16],
         data__source="/home/someone/secret/toy.npz",
     )
@@ -75,7 +83,11 @@ def differ(images: np.ndarray, other: np.ndarray) -> int:
     return int(np.abs(images.astype(int) - other).max())
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "student"),
+    [*((case, "adm") for case in CASES), ("renoise", "ncsnpp")],
+    indirect=["student"],
+)
 def test_onnxruntime_draws_our_images(case: str, student: Model) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -101,6 +113,7 @@ assert not any(name.startswith("fewstep") for name in sys.modules)
 """
 
 
+@pytest.mark.parametrize("student", ["adm", SLOW], indirect=True)
 def test_plain_torch_draws_our_images(student: Model) -> None:
     exported("renoise", "torch", "x.pt2")
     sampler, steps, scale = CASES["renoise"]
@@ -127,6 +140,7 @@ assert len(pictures) == 2 and pictures[0].size == (16, 16)
 """
 
 
+@pytest.mark.parametrize("student", ["adm", SLOW], indirect=True)
 def test_diffusers_draws_our_images_without_us(
     student: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,15 +154,16 @@ def test_diffusers_draws_our_images_without_us(
     assert "license: other" in Path("p/README.md").read_text()
 
 
-def test_bundled_code_stands_alone() -> None:
+@pytest.mark.parametrize(("kind", "name"), [("ddpmpp", "DDPMpp"), ("ncsnpp", "NCSNpp")])
+def test_bundled_code_stands_alone(kind: str, name: str) -> None:
     template = (
         "from fewstep.networks.denoiser import Denoiser\nfrom fewstep.networks.adm import ADM\n"
     )
-    code = bundle(template, {"fewstep.networks.adm": "fewstep.networks.ddpmpp"})
+    code = bundle(template, {"fewstep.networks.adm": f"fewstep.networks.{kind}"})
     found: dict[str, Any] = {"__name__": "bundled"}
     sys.modules["bundled"] = type(sys)("bundled")  # where dataclasses look
     exec(compile(code, "bundled.py", "exec"), found)
-    assert found["NETWORK"].__name__ == "DDPMpp" and "ADM" not in found
+    assert found["NETWORK"].__name__ == name and "ADM" not in found
     assert "from fewstep" not in code.replace("from fewstep.networks import cpu_norm", "")
 
 

@@ -130,7 +130,7 @@ def over_ranks(module: nn.Module, rank: Rank) -> nn.Module:
         gradient_as_bucket_view=True,
         bucket_cap_mb=BUCKET_MB,
     )
-    # The buffers are constant filters. Set here, because the argument's name changed in torch.
+    # The buffers are constants. Set here, because the argument's name changed in torch.
     averaged.broadcast_buffers = False
     return averaged
 

@@ -74,7 +74,7 @@ def test_labels_do_not_count_without_classes(tmp_path: Path) -> None:
     assert open_source(tmp_path / "ten.lmdb", 4, 1, 0).classes == 0
 
 
-@pytest.mark.parametrize("kind", ["adm", "ddpmpp"])
+@pytest.mark.parametrize("kind", ["adm", "ddpmpp", "ncsnpp"])
 def test_a_network_without_classes_trains_and_draws(tmp_path: Path, kind: str) -> None:
     given = {"data__classes": 0, "network__type": kind, "rows__dmd2-4-guided": None}
     params = tiny_params(tmp_path, **given)

@@ -17,7 +17,7 @@ from fewstep.interop.architecture import check_architecture
 from fewstep.interop.checkpoint import import_checkpoint
 from fewstep.interop.verify import as_denoiser, verify
 from fewstep.params import Params, load_params
-from pickles import Call, persistent
+from pickles import module, persistent
 from places import CONFIG
 
 pytestmark = pytest.mark.usefixtures("edm_modules")
@@ -36,23 +36,6 @@ KWARGS = {
 def published() -> dict[str, Tensor]:
     """The weights under their published names, in half precision, as averages are published."""
     return {name: torch.from_numpy(np.asarray(w)).half() for name, w in plain.weights().items()}
-
-
-def module(weights: dict[str, Tensor], class_name: str, **extra: object) -> Call:
-    """Modules as the persistence wrapper pickles them, nested as the names are."""
-    own = {name: w for name, w in weights.items() if "." not in name}
-    buffers = {name: w for name, w in own.items() if name in ("freqs", "phases")}
-    parts = {name.partition(".")[0]: None for name in weights if "." in name}
-    children = {
-        part: module(
-            {n[len(part) + 1 :]: w for n, w in weights.items() if n.startswith(f"{part}.")}, part
-        )
-        for part in parts
-    }
-    parameters = {name: w for name, w in own.items() if name not in buffers}
-    return persistent(
-        class_name, _parameters=parameters, _buffers=buffers, _modules=children, **extra
-    )
 
 
 def snapshot(encoder: str = "StandardRGBEncoder", **kwargs: object) -> bytes:

@@ -30,8 +30,10 @@ from fewstep.networks.compute import (
 from fewstep.networks.ddpmpp import DDPMpp
 from fewstep.networks.denoiser import Denoiser
 from fewstep.networks.layers import UNetBlock, laid_out_as
+from fewstep.networks.ncsnpp import NCSNpp
 from fewstep.networks.protocol import Architecture
 from fewstep.networks.registry import build_denoiser
+from fewstep.networks.unet import UNet
 from fewstep.params import Performance, load_params
 from places import CONFIG, ROOT
 
@@ -64,22 +66,24 @@ FROZEN = [
     *(pytest.param(switches, id=name) for name, switches in SWITCHES.items()),
     *(pytest.param(switches, id=name, marks=slow) for name, switches in COMPILED.items()),
 ]
-# each with both networks, but for what takes a minute to compile
+# each with all networks, but for what takes a minute to compile
+KINDS = (ADM, DDPMpp, NCSNpp)
 ALL = [
     *(
-        pytest.param(switches, adm, id=f"{name}, {'adm' if adm else 'ddpmpp'}")
+        pytest.param(switches, kind, id=f"{name}, {kind.__name__}")
         for name, switches in SWITCHES.items()
-        for adm in (True, False)
+        for kind in KINDS
     ),
     *(
-        pytest.param(switches, adm, id=f"{name}, {'adm' if adm else 'ddpmpp'}", marks=slow)
-        for (name, switches), adm in zip(COMPILED.items(), (True, False), strict=True)
+        pytest.param(COMPILED[name], kind, id=f"{name}, {kind.__name__}", marks=slow)
+        for name, kinds in zip(COMPILED, ((ADM, NCSNpp), (DDPMpp, NCSNpp)), strict=True)
+        for kind in kinds
     ),
 ]
 
 
 def network(
-    adm: bool = True,
+    kind: type[UNet] = ADM,
     precision: str = "fp32",
     dropout: float = 0.0,
     frozen: bool = False,
@@ -88,7 +92,7 @@ def network(
 ) -> Denoiser:
     """A denoiser of 16x16 images with attention at 8x8, whose zero-initialised layers are not 0."""
     torch.manual_seed(seed)
-    unet = (ADM if adm else DDPMpp)(Architecture(16, 1, CLASSES, 32, (1, 2), 1, (8,), dropout))
+    unet = kind(Architecture(16, 1, CLASSES, 32, (1, 2), 1, (8,), dropout))
     with torch.no_grad():
         for parameter in unet.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
@@ -127,9 +131,11 @@ def errors(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]:
     return {k: float((a[k] - b[k]).norm() / b[k].norm()) for k in b}
 
 
-@pytest.mark.parametrize(("switches", "adm"), ALL)
-def test_answer_and_gradients_are_the_plain_ones(switches: dict[str, Any], adm: bool) -> None:
-    found = errors(outcome(network(adm, **switches)), outcome(network(adm)))
+@pytest.mark.parametrize(("switches", "kind"), ALL)
+def test_answer_and_gradients_are_the_plain_ones(
+    switches: dict[str, Any], kind: type[UNet]
+) -> None:
+    found = errors(outcome(network(kind, **switches)), outcome(network(kind)))
     assert len(found) > 60
     assert max(found.values()) <= 1e-5, found
 
@@ -168,13 +174,13 @@ def test_on_a_gpu_half_precision_is_near_fp32(precision: str, kind: str) -> None
     assert found["answer"] <= 2e-2, found
 
 
-@pytest.mark.parametrize(("switches", "adm"), ALL)
+@pytest.mark.parametrize(("switches", "kind"), ALL)
 def test_in_bf16_they_are_as_near_to_fp32_as_the_plain_ones(
-    switches: dict[str, Any], adm: bool
+    switches: dict[str, Any], kind: type[UNet]
 ) -> None:
-    exact = outcome(network(adm))
-    plain = errors(outcome(network(adm, "bf16")), exact)
-    found = errors(outcome(network(adm, "bf16", **switches)), exact)
+    exact = outcome(network(kind))
+    plain = errors(outcome(network(kind, "bf16")), exact)
+    found = errors(outcome(network(kind, "bf16", **switches)), exact)
     assert 1e-3 < plain["answer"] < 2e-2
     assert found["answer"] <= 1.5 * plain["answer"]
     assert sum(found.values()) <= 1.5 * sum(plain.values())

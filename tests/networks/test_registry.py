@@ -12,6 +12,7 @@ from fewstep import networks
 from fewstep.networks.adm import ADM
 from fewstep.networks.ddpmpp import DDPMpp
 from fewstep.networks.edm2 import EDM2
+from fewstep.networks.ncsnpp import NCSNpp
 from fewstep.networks.registry import build_denoiser, network_class
 from fewstep.params import load_params
 from places import CONFIG
@@ -20,9 +21,9 @@ TINY = load_params(CONFIG / "tiny.yaml")
 
 
 def test_every_file_that_declares_a_network_is_found_by_its_name() -> None:
-    assert networks.names() == ("adm", "ddpmpp", "edm2")
+    assert networks.names() == ("adm", "ddpmpp", "edm2", "ncsnpp")
     found = tuple(map(network_class, networks.names()))
-    assert found == (ADM, DDPMpp, EDM2)
+    assert found == (ADM, DDPMpp, EDM2, NCSNpp)
 
 
 def test_a_network_is_added_by_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +41,7 @@ def test_a_network_is_added_by_one_file(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_an_unknown_network_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"need adm or ddpmpp or edm2, got 'edm9' .*network\.type"):
+    with pytest.raises(ValueError, match=r"need adm or .* or ncsnpp, got 'edm9' .*network\.type"):
         network_class("edm9")
 
 
@@ -51,7 +52,7 @@ def test_names_are_known_without_torch() -> None:
     assert done.stdout == "False\n"
 
 
-@pytest.mark.parametrize("kind", ["adm", "ddpmpp", "edm2"])
+@pytest.mark.parametrize("kind", networks.names())
 def test_a_denoiser_is_what_params_say(kind: str) -> None:
     n, d = replace(TINY.network, type=kind, sigma_data=0.25), TINY.data
     denoiser = build_denoiser(replace(TINY, network=n, precision="bf16"), 0.5, 0.25, (8,))

@@ -9,6 +9,7 @@ from fewstep.networks.adm import ADM
 from fewstep.networks.ddpmpp import DDPMpp
 from fewstep.networks.denoiser import Denoiser
 from fewstep.networks.layers import UNetBlock
+from fewstep.networks.ncsnpp import NCSNpp
 from fewstep.networks.protocol import Architecture
 from fewstep.networks.unet import UNet
 
@@ -78,7 +79,7 @@ def test_state_dict_has_the_reference_names() -> None:
     assert not names & {"map_label.bias", "enc.8x8_down.skip.weight", "map_augment.weight"}
 
 
-@pytest.mark.parametrize("kind", [ADM, DDPMpp])
+@pytest.mark.parametrize("kind", [ADM, DDPMpp, NCSNpp])
 def test_output_has_the_shape_of_the_input(kind: type[UNet]) -> None:
     unet = kind(Architecture(16, 2, 5, 32, (1, 2), 1, (8,)))
     x = torch.randn(3, 2, 16, 16)
@@ -159,7 +160,7 @@ def test_dropout_acts_at_the_named_resolutions_only() -> None:
         assert rate == (0.5 if name.startswith("8x8") else 0.0), name
 
 
-@pytest.mark.parametrize("kind", [ADM, DDPMpp])
+@pytest.mark.parametrize("kind", [ADM, DDPMpp, NCSNpp])
 def test_blocks_carry_what_their_names_say(kind: type[UNet]) -> None:
     """Names are EDM's and stay; nothing reads them back."""
     unet = kind(Architecture(16, 1, CLASSES, 32, (1, 2, 2), 2, (8,)))
@@ -172,7 +173,7 @@ def test_blocks_carry_what_their_names_say(kind: type[UNet]) -> None:
         assert block.takes_skip == (name.startswith("dec ") and "_block" in name)
 
 
-@pytest.mark.parametrize("kind", [ADM, DDPMpp])
+@pytest.mark.parametrize("kind", [ADM, DDPMpp, NCSNpp])
 def test_a_bottleneck_is_as_wide_and_fine_as_the_network_says(kind: type[UNet]) -> None:
     for mult, blocks in (((1, 2, 3), 1), ((2,), 2), ((1, 1), 1)):
         unet = kind(Architecture(16, 1, CLASSES, 32, mult, blocks, ()))

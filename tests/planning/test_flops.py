@@ -15,10 +15,12 @@ from experiment import set_up
 from fewstep.data.batch import Batch
 from fewstep.method import Method, Objective, build_method, student_block
 from fewstep.methods import dmd2
+from fewstep.networks import names
 from fewstep.networks.denoiser import Denoiser, one_hot
 from fewstep.networks.edm2 import EDM2Block
 from fewstep.networks.layers import Conv2d, Linear, UNetBlock
 from fewstep.networks.magnitude import MPConv
+from fewstep.networks.ncsnpp import PyramidConv
 from fewstep.networks.registry import build_denoiser
 from fewstep.params import Params, Performance
 from fewstep.planning.flops import forward_flops, matmul_rate
@@ -124,14 +126,26 @@ def test_methods_cost_what_they_say(name: str, changes: dict[str, Any], toy: Par
 # --- one forward pass --------------------------------------------------------------------------
 
 
+def filtered_pixels(layer: Conv2d, x: Tensor) -> int:
+    """Places at which each tap is used: of going up, before; of the pyramid, at all pixels."""
+    height = x.shape[2]
+    if isinstance(layer, PyramidConv):
+        return (height + 1) ** 2  # what the convolution of the filtered image reads
+    return (height if layer.up else height // 2) ** 2
+
+
 def by_hand(denoiser: Denoiser, params: Params) -> int:
     """2 FLOPs for each weight and place it is used at, and attention's two products."""
     total = 0
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal total
-        if isinstance(module, Conv2d) and module.weight is not None:
-            total += 2 * module.weight.numel() * output.shape[2] * output.shape[3]
+        if isinstance(module, Conv2d):
+            taps, channels = module.resample_filter, inputs[0].shape[1]
+            if taps is not None and taps.shape[-1] > 2:  # the box filter has no products
+                total += 2 * taps.numel() * channels * filtered_pixels(module, inputs[0])
+            if module.weight is not None:
+                total += 2 * module.weight.numel() * output.shape[2] * output.shape[3]
         elif isinstance(module, Linear):
             total += 2 * module.weight.numel()
         elif isinstance(module, MPConv):
@@ -155,7 +169,7 @@ def by_hand(denoiser: Denoiser, params: Params) -> int:
     return total
 
 
-@pytest.mark.parametrize("kind", ["adm", "ddpmpp", "edm2"])
+@pytest.mark.parametrize("kind", names())
 def test_a_forward_pass_is_its_products_counted_by_hand(kind: str, toy: Params) -> None:
     params = replace(toy, network=replace(toy.network, type=kind, attn_resolutions=(16, 8)))
     denoiser = build_denoiser(params)

@@ -108,11 +108,12 @@ def unet(kind: str, resolution: int, classes: int, **given: object) -> Denoiser:
     )
 
 
-def test_a_teacher_without_classes_is_what_the_params_describe(here: Path) -> None:
+@pytest.mark.parametrize("kind", ["ddpmpp", "ncsnpp"])
+def test_a_teacher_without_classes_is_what_the_params_describe(here: Path, kind: str) -> None:
     torch.manual_seed(0)
-    torch.save(unet("ddpmpp", 16, 0).state_dict(), "teacher.bin")
+    torch.save(unet(kind, 16, 0).state_dict(), "teacher.bin")
     params = written("--data", str(pictures(here / "pics")), "--teacher", "teacher.bin")
-    assert params.data.classes == 0 and params.network.type == "ddpmpp"
+    assert params.data.classes == 0 and params.network.type == kind
     assert params.teacher.url == "teacher.bin" and all(
         row.guidance_scale == 1 for row in params.rows.values()
     )
@@ -134,6 +135,10 @@ PUBLISHED: dict[str, tuple[Network, int, int]] = {  # with resolution and classe
     ),
     "cifar10-32x32-cond-vp": (Network("ddpmpp", 128, (2, 2, 2), 4, (16,), 0.5), 32, 10),
     "cifar10-32x32-uncond-vp": (Network("ddpmpp", 128, (2, 2, 2), 4, (16,), 0.5), 32, 0),
+    "cifar10-32x32-cond-ve": (Network("ncsnpp", 128, (2, 2, 2), 4, (16,), 0.5), 32, 10),
+    "cifar10-32x32-uncond-ve": (Network("ncsnpp", 128, (2, 2, 2), 4, (16,), 0.5), 32, 0),
+    "ffhq-64x64-uncond-ve": (Network("ncsnpp", 128, (1, 2, 2, 2), 4, (16,), 0.5), 64, 0),
+    "afhqv2-64x64-uncond-ve": (Network("ncsnpp", 128, (1, 2, 2, 2), 4, (16,), 0.5), 64, 0),
     "ffhq-64x64-uncond-vp": (Network("ddpmpp", 128, (1, 2, 2, 2), 4, (16,), 0.5), 64, 0),
     "afhqv2-64x64-uncond-vp": (Network("ddpmpp", 128, (1, 2, 2, 2), 4, (16,), 0.5), 64, 0),
 }

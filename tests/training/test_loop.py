@@ -21,7 +21,9 @@ from fewstep.files import read_json
 from fewstep.method import build_method, student_block
 from fewstep.methods.consistency import Consistency
 from fewstep.methods.dmd2 import Dmd2
+from fewstep.model import load
 from fewstep.networks.denoiser import Denoiser
+from fewstep.networks.ncsnpp import NoiseFourier
 from fewstep.networks.weights import read_safetensors, save_model
 from fewstep.params import Params
 from fewstep.paths import BEST, DATA, MODELS, SAMPLES, SCRATCH, SNAPSHOTS, TIMES
@@ -152,6 +154,44 @@ def test_resumed_equals_uninterrupted(
     assert outcome(name) == whole
     first, again = finals
     assert first and all(torch.equal(again[key], value) for key, value in first.items())
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=SLOW)])
+@pytest.mark.parametrize("name", ["teacher", "cd", "dmd2-1", "dmd2-4", "mm-2"])
+def test_every_method_trains_ncsnpp_at_the_frequencies_of_its_teacher(
+    name: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {"network__type": "ncsnpp", "precision": precision}
+    set_up(tmp_path, monkeypatch, **given)
+    teacher, about = read_safetensors(MODELS / "teacher" / "model.safetensors")
+    expected = teacher["model.map_noise.freqs"].mul_(0.5)  # which no seed draws
+    save_model(MODELS / "teacher", teacher, about)
+    own = {"students__dmd2_4__init_from": "teacher", "teacher__train__kimg": 0.16}
+    params = toy_params(**given, **own)
+    run = Run(name, student_block(name, params), params, ALONE, ImageDataset(DATA, 10))
+    networks = list(run.averages.networks.values())
+    networks += [*run.method.trained.values(), *run.method.frozen.values()]
+    parts = [part for net in networks for part in net.modules() if isinstance(part, NoiseFourier)]
+    assert len(parts) == len(networks)
+    if name == "teacher":  # which is trained anew
+        assert not torch.equal(parts[0].freqs, expected)
+        expected = parts[0].freqs.clone()
+    trained = {
+        f"{net} {key}": p
+        for net, m in run.method.trained.items()
+        for key, p in m.named_parameters()
+    }
+    before = {key: p.detach().clone() for key, p in trained.items()}
+    for _ in range(2):
+        run.iterate()
+    moved = [key for key, p in trained.items() if not torch.equal(p, before[key])]
+    assert any("aux_residual" in key for key in moved)
+    assert all(torch.equal(part.freqs, expected) for part in parts)
+    run.finish()
+    saved = read_safetensors(MODELS / name / "model.safetensors")[0]
+    assert torch.equal(saved["model.map_noise.freqs"], expected)
+    images = load(MODELS / name, device="cpu").sample(seeds=range(2))
+    assert images.shape == (2, 16, 16, 1) and images.std() > 0
 
 
 def test_a_model_that_nobody_noted_is_finished_again_from_its_last_state(

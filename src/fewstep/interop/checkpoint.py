@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fewstep.budgets import WEIGHTS, regular, within
 from fewstep.files import sha256_file
-from fewstep.interop.architecture import architecture
+from fewstep.interop.architecture import architecture, check_filters
 from fewstep.interop.edm_pickle import read_edm_pickle
 from fewstep.interop.names import one_network, tensors_in
 from fewstep.interop.tensors import Stored
@@ -79,6 +79,7 @@ def import_checkpoint(
         about = {**about, **architecture(ours)} | ({"found_as": plain(name)} if name else {})
         within(sum(stored.nbytes for stored in ours.values()), WEIGHTS, "bytes of weights")
         weights = {key: stored.load() for key, stored in ours.items()}
+        check_filters(weights)
     except ValueError as error:
         hint = f"; {_INCEPTION}" if "inception" in f"{file.name} {error}".lower() else ""
         message = str(error) if str(file) in str(error) else f"refused {file}: {error}"

@@ -37,9 +37,9 @@ class DDPMpp(EDMUNet):
     def __init__(self, architecture: Architecture, augment_dim: int = 0) -> None:
         super().__init__(architecture)
         a, init = architecture, self.style.init
-        self.map_label = Linear(a.classes, a.model_channels, init) if a.classes else None
+        self.map_label = Linear(a.classes, self.n_noise, init) if a.classes else None
         if augment_dim:
-            self.map_augment = Linear(augment_dim, a.model_channels, init, bias=False)
+            self.map_augment = Linear(augment_dim, self.n_noise, init, bias=False)
         width, res = self.build_levels(a.model_channels), a.resolution
         self.dec[f"{res}x{res}_aux_norm"] = GroupNorm(width, self.style.eps)
         self.dec[f"{res}x{res}_aux_conv"] = Conv2d(width, a.channels, 3, self.style.zero)

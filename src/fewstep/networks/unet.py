@@ -32,6 +32,9 @@ class UNet(Network):
         """A block with that output; `kind` may turn on attention, up, down and takes_skip."""
         raise NotImplementedError
 
+    def after_down(self, resolution: int, width: int) -> None:
+        """Add to `enc` what follows the block, `width` wide, that goes down to that resolution."""
+
     def build_levels(self, width: int) -> int:
         """Make `enc`, whose first convolution has `width` channels, and `dec`; dec's channels."""
         skips = self.build_encoder(width)
@@ -47,6 +50,7 @@ class UNet(Network):
                 self.enc[f"{res}x{res}_conv"] = self.first(a.channels, width)
             else:
                 self.enc[f"{res}x{res}_down"] = self.block(res, widths[-1], widths[-1], down=True)
+                self.after_down(res, widths[-1])
                 widths.append(widths[-1])
             for i in range(a.num_blocks):
                 n_in, n_out = widths[-1], a.model_channels * mult
@@ -108,23 +112,29 @@ class UNet(Network):
 
 
 class EDMUNet(UNet):
-    """What ADM and DDPM++ have in common beyond that: blocks with norms, and the embedding.
+    """What EDM's networks have in common beyond that: blocks with norms, and the embedding.
 
     Attributes:
         style: what its blocks are like.
         endpoint: the lowest frequency of the embedding is 1 / 10000 itself.
+        noise_mult: features of the noise level, in multiples of the model's channels.
     """
 
     style: Style
     endpoint: bool
+    noise_mult = 1
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)
         width = architecture.model_channels
-        self.n_emb = 4 * width
-        self.map_noise = PositionalEmbedding(width, self.endpoint)
-        self.map_layer0 = Linear(width, self.n_emb, self.style.init)
+        self.n_noise, self.n_emb = self.noise_mult * width, 4 * width
+        self.map_noise = self.noise_features(self.n_noise)
+        self.map_layer0 = Linear(self.n_noise, self.n_emb, self.style.init)
         self.map_layer1 = Linear(self.n_emb, self.n_emb, self.style.init)
+
+    def noise_features(self, channels: int) -> nn.Module:
+        """The layer that makes features (B, channels), first cos and then sin, of c_noise (B,)."""
+        return PositionalEmbedding(channels, self.endpoint)
 
     def first(self, channels: int, width: int) -> Conv2d:
         return Conv2d(channels, width, 3, self.style.init)

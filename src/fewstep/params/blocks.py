@@ -67,8 +67,9 @@ class Data:
 @block()
 class Network:
     type: Annotated[str, one_of(networks.names())]
-    """architecture. `edm2` takes larger learning rates than the others: its weights have magnitude
-    1 and its teachers were trained with 1.0e-2"""
+    """architecture. Of EDM's teachers those named `vp` are `ddpmpp`, those named `ve` `ncsnpp`.
+    `edm2` takes larger learning rates than the others: its weights have magnitude 1 and its
+    teachers were trained with 1.0e-2"""
     model_channels: Count
     """channels at multiplier 1"""
     channel_mult: Annotated[
