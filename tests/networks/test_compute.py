@@ -1,5 +1,6 @@
 """How networks are computed changes no result: every choice against the plain one."""
 
+import os
 import re
 import shutil
 import sysconfig
@@ -144,7 +145,7 @@ def on_cuda(switches: dict[str, Any], precision: str = "fp32", frozen: bool = Fa
 
 
 @on_gpu
-@pytest.mark.parametrize("switches", [*SWITCHES.values(), *COMPILED.values()], ids=str)
+@pytest.mark.parametrize("switches", FROZEN)
 def test_on_a_gpu_every_choice_gives_the_answer_and_gradients_of_a_cpu(
     switches: dict[str, Any],
 ) -> None:
@@ -159,7 +160,7 @@ def test_on_a_gpu_every_choice_gives_the_answer_and_gradients_of_a_cpu(
 
 @on_gpu
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("kind", ["none", "blocks"])
+@pytest.mark.parametrize("kind", ["none", pytest.param("blocks", marks=slow)])
 def test_on_a_gpu_half_precision_is_near_fp32(precision: str, kind: str) -> None:
     exact = outcome(network())
     switches = {**SWITCHES["all but compile"], "compile": kind}
@@ -212,6 +213,20 @@ def test_gpus_round_to_tf32_where_the_precision_says_so_and_never_for_a_score(
         assert settings() == (False, False)
     assert settings() == (allowed, allowed)
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def test_gpus_add_in_a_fixed_order_only_where_params_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # the user's own stays
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # pyright: ignore
+    build_denoiser(TINY)
+    assert not torch.are_deterministic_algorithms_enabled()
+    try:
+        build_denoiser(replace(TINY, performance=Performance(deterministic=True)))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # pyright: ignore
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
@@ -471,7 +486,7 @@ def test_a_capture_survives_threads_that_allocate(monkeypatch: pytest.MonkeyPatc
 
 
 @on_gpu
-@pytest.mark.parametrize("kind", ["none", "network"])
+@pytest.mark.parametrize("kind", ["none", pytest.param("network", marks=slow)])
 def test_a_graph_answers_as_the_network_for_each_shape_and_forgets_nothing(kind: str) -> None:
     how = replace(Performance(), cuda_graphs=True, compile=kind)
     plain = network().cuda().eval().requires_grad_(False)
