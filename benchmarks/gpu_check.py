@@ -10,6 +10,7 @@ generation  a batch of each kind of row, in the same two ways
 features    features of 10,000 random images, their statistics, and a Fréchet distance
 tests       pytest -m cuda: equality, exact resumption, quiet steps, graphs, NCCL, gloo
 compiled    steps and generation with `fast+compile-blocks`; compiling takes most of it
+tuned       steps with `fast+cudnn-benchmark`, which finds on the disk what `compiled` compiled
 slow-tests  those of the CUDA tests that compile, too
 
 It needs torch, pytest and the packages of pyproject.toml but for dvc, dvclive, wandb and snakemake.
@@ -56,6 +57,7 @@ from fewstep.report.provenance import commit
 ROOT = Path(__file__).resolve().parents[1]
 PRESET = ROOT / "config" / "imagenet64.yaml"
 EAGER, COMPILED = ("plain", "fast+no-compile"), ("fast+compile-blocks",)
+TUNED = ("fast+cudnn-benchmark",)
 LIMITS = {  # seconds of each part
     "matrix": 30,
     "steps": 110,
@@ -63,6 +65,7 @@ LIMITS = {  # seconds of each part
     "features": 45,
     "tests": 90,
     "compiled": 240,
+    "tuned": 120,
     "slow-tests": 180,
 }
 BUDGET = 300  # seconds of all parts
@@ -131,6 +134,7 @@ def only(o: argparse.Namespace) -> None:
         "steps": partial(bench.steps, EAGER),
         "generation": partial(bench.generation, EAGER),
         "features": bench.features,
+        "tuned": partial(bench.steps, TUNED),
         "compiled": lambda: (bench.steps(COMPILED), bench.generation(COMPILED)) and None,
     }
     parts[o.only]()
@@ -295,14 +299,14 @@ def write_shares(out: Path) -> None:
 
 
 def shares(found: dict[str, Any], gpu: str, source: str) -> list[list[str]]:
-    """Lines of the table; of `plain`, which no preset has, none.
+    """Lines of the table, of what presets have: neither of `plain` nor of what is only tried.
 
     Of several students of a method, and of rows, the slowest counts.
     """
     least: dict[tuple[str, str], float] = {}
     for each, _, variant, cell in _cells(found):
         own = each["settings"]["variants"][variant]
-        if variant != "plain":
+        if variant != "plain" and variant not in TUNED:
             share = cell["flops_per_second"] / GPUS[gpu].flops[own["precision"]]
             key = each["method"], own["compile"]
             least[key] = min(share, least.get(key, 1.0))

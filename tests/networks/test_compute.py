@@ -215,6 +215,15 @@ def test_gpus_round_to_tf32_where_the_precision_says_so_and_never_for_a_score(
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
+def test_cudnn_tries_its_kernels_only_where_params_ask_and_never_for_a_score() -> None:
+    for wanted in (True, False):
+        build_denoiser(replace(TINY, performance=Performance(cudnn_benchmark=wanted)))
+        assert torch.backends.cudnn.benchmark is wanted
+        with exact_products(torch.device("cuda")):
+            assert not torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.benchmark is wanted
+
+
 def test_gpus_add_in_a_fixed_order_only_where_params_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # the user's own stays
     filled = torch.utils.deterministic.fill_uninitialized_memory  # pyright: ignore

@@ -58,6 +58,11 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
+def try_cudnns_kernels(wanted: bool) -> None:
+    """Whether cuDNN times its kernels for each new shape, in this process; scores never do."""
+    torch.backends.cudnn.benchmark = wanted
+
+
 def add_in_order() -> None:
     """Let GPUs use only kernels that add in a fixed order, in this process, from now on.
 
