@@ -23,6 +23,7 @@ measures that alone. utilisation.csv has lines for src/fewstep/planning/utilisat
 """
 
 import argparse
+import contextlib
 import csv
 import gc
 import os
@@ -73,6 +74,7 @@ BUDGET = 300  # seconds of all parts
 
 def main() -> None:
     o = arguments()
+    os.environ.setdefault("FEWSTEP_COMMIT", own_commit())
     o.out = o.out.resolve()
     o.out.mkdir(parents=True, exist_ok=True)
     if o.only:
@@ -93,6 +95,12 @@ def write(out: Path, notes: dict[str, str]) -> None:
     write_json(out / "parts.json", notes)
     write_shares(out)
     (out / "table.md").write_text("\n".join(lines(out, notes)) + "\n")
+
+
+def own_commit() -> str:
+    """The commit of this checkout, wherever the program is started."""
+    with contextlib.chdir(ROOT):
+        return commit() or "unknown"
 
 
 def in_process(part: str, limit: float) -> str:
@@ -117,7 +125,6 @@ def only(o: argparse.Namespace) -> None:
     """Measure one part, here; exit with 1 if any of its measurements failed."""
     if o.only in ("tests", "slow-tests"):
         return run_tests(o)
-    os.environ.setdefault("FEWSTEP_COMMIT", commit() or "unknown")
     preset = load_params(o.preset)
     params = prepare(replace(preset, device="auto"), o.batch)
     work = o.out / "work"

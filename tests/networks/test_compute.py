@@ -30,6 +30,7 @@ from fewstep.networks.compute import (
 )
 from fewstep.networks.ddpmpp import DDPMpp
 from fewstep.networks.denoiser import Denoiser
+from fewstep.networks.edm2 import EDM2Block
 from fewstep.networks.layers import UNetBlock, laid_out_as
 from fewstep.networks.protocol import Architecture
 from fewstep.networks.registry import build_denoiser
@@ -534,3 +535,15 @@ def test_a_call_that_learns_is_not_graphed() -> None:
     x = torch.ones(3, device="cuda", requires_grad=True)
     graphed(x).sum().backward()
     assert x.grad is not None and not graphed.graphs
+
+
+@pytest.mark.parametrize("kind", ["adm", "edm2"])
+def test_a_block_compiles_to_a_single_graph(kind: str) -> None:
+    """Where torch.compile meets what it cannot trace it cuts the graph in two, and says nothing."""
+    shape = {"attention": True, "down": True}
+    adm = UNetBlock(8, 32, 64, 128, ADM.style, **shape)
+    block = adm if kind == "adm" else EDM2Block(8, 32, 64, 128, **shape)
+    x, emb = torch.randn(1, 32, 16, 16), torch.randn(1, 128)
+    expected = block(x, emb)
+    block.compile(dynamic=False, backend="eager", fullgraph=True)
+    torch.testing.assert_close(block(x, emb), expected)
