@@ -10,15 +10,20 @@ generation  a batch of each kind of row, in the same two ways
 features    features of 10,000 random images, their statistics, and a Fréchet distance
 tests       pytest -m cuda: equality, exact resumption, quiet steps, graphs, NCCL, gloo
 compiled    steps and generation with `fast+compile-blocks`; compiling takes most of it
+tuned       steps with `fast+cudnn-benchmark`, which finds on the disk what `compiled` compiled
 slow-tests  those of the CUDA tests that compile, too
 
-Each measurement is a JSON file in --out as soon as it is made; table.md there, printed at the end,
-is made of all of them, also of those of an earlier call. `--parts compiled` measures that alone.
-utilisation.csv has lines for src/fewstep/planning/utilisation.csv, from which `fewstep plan` tells
-how long trainings take.
+It needs torch, pytest and the packages of pyproject.toml but for dvc, dvclive, wandb and snakemake.
+Where they are in a folder, carried along: PYTHONPATH=src:FOLDER python benchmarks/gpu_check.py.
+
+Each measurement is a JSON file in --out as soon as it is made. table.md there, made anew after each
+part and printed at the end, is of all of them, also of those of an earlier call. `--parts compiled`
+measures that alone. utilisation.csv has lines for src/fewstep/planning/utilisation.csv, from which
+`fewstep plan` tells how long trainings take.
 """
 
 import argparse
+import contextlib
 import csv
 import gc
 import os
@@ -53,6 +58,7 @@ from fewstep.report.provenance import commit
 ROOT = Path(__file__).resolve().parents[1]
 PRESET = ROOT / "config" / "imagenet64.yaml"
 EAGER, COMPILED = ("plain", "fast+no-compile"), ("fast+compile-blocks",)
+TUNED = ("fast+cudnn-benchmark",)
 LIMITS = {  # seconds of each part
     "matrix": 30,
     "steps": 110,
@@ -60,6 +66,7 @@ LIMITS = {  # seconds of each part
     "features": 45,
     "tests": 90,
     "compiled": 240,
+    "tuned": 120,
     "slow-tests": 180,
 }
 BUDGET = 300  # seconds of all parts
@@ -67,6 +74,7 @@ BUDGET = 300  # seconds of all parts
 
 def main() -> None:
     o = arguments()
+    os.environ.setdefault("FEWSTEP_COMMIT", own_commit())
     o.out = o.out.resolve()
     o.out.mkdir(parents=True, exist_ok=True)
     if o.only:
@@ -77,12 +85,22 @@ def main() -> None:
         limit = min(LIMITS[part] * o.slower, left)
         notes[part] = in_process(part, limit) if left > 5 else "no time left"
         print(f"gpu_check: {part}: {notes[part]}", file=sys.stderr, flush=True)
-    write_json(o.out / "parts.json", notes)
-    write_shares(o.out)
-    text = "\n".join(lines(o.out, notes)) + "\n"
-    (o.out / "table.md").write_text(text)
+        write(o.out, notes)  # after each part: whoever lends the GPU may end this early
     shutil.rmtree(o.out / "work", ignore_errors=True)  # random data and weights
-    print(text)
+    print((o.out / "table.md").read_text())
+
+
+def write(out: Path, notes: dict[str, str]) -> None:
+    """The table of all that was measured so far, and what else is made of it."""
+    write_json(out / "parts.json", notes)
+    write_shares(out)
+    (out / "table.md").write_text("\n".join(lines(out, notes)) + "\n")
+
+
+def own_commit() -> str:
+    """The commit of this checkout, wherever the program is started."""
+    with contextlib.chdir(ROOT):
+        return commit() or "unknown"
 
 
 def in_process(part: str, limit: float) -> str:
@@ -94,9 +112,11 @@ def in_process(part: str, limit: float) -> str:
     try:
         code = process.wait(limit)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)  # its compilers, too
-        process.wait()
         return f"stopped after {limit:.0f} s"
+    finally:  # also where a Ctrl-C ends this program
+        if process.poll() is None:
+            os.killpg(process.pid, 9)  # its compilers, too
+            process.wait()
     seconds = f"{time.monotonic() - began:.0f} s"
     return f"done in {seconds}" if code == 0 else f"failed (exit status {code}) in {seconds}"
 
@@ -105,7 +125,6 @@ def only(o: argparse.Namespace) -> None:
     """Measure one part, here; exit with 1 if any of its measurements failed."""
     if o.only in ("tests", "slow-tests"):
         return run_tests(o)
-    os.environ.setdefault("FEWSTEP_COMMIT", commit() or "unknown")
     preset = load_params(o.preset)
     params = prepare(replace(preset, device="auto"), o.batch)
     work = o.out / "work"
@@ -122,6 +141,7 @@ def only(o: argparse.Namespace) -> None:
         "steps": partial(bench.steps, EAGER),
         "generation": partial(bench.generation, EAGER),
         "features": bench.features,
+        "tuned": partial(bench.steps, TUNED),
         "compiled": lambda: (bench.steps(COMPILED), bench.generation(COMPILED)) and None,
     }
     parts[o.only]()
@@ -216,15 +236,33 @@ class Bench:
 def run_tests(o: argparse.Namespace) -> None:
     """The CUDA tests, or those of them that take minutes; pytest's last lines as JSON."""
     which = "cuda and slow" if o.only == "slow-tests" else "cuda and not slow"
-    command = [sys.executable, "-m", "pytest", "-m", which, "-p", "no:cacheprovider"]
-    command += ["--tb=short", "-W", "ignore", "--show-capture=no", "-rfE", *o.tests]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-m", "pytest", "-vv", "-m", which, "-p", "no:cacheprovider"]
+    command += ["--tb=short", "-W", "ignore", "--show-capture=no", "-rfE"]
+    command += o.tests or cuda_files()
+    carried = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    paths = [str(ROOT / "src"), *map(os.path.abspath, carried)]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    (o.out / f"{o.only}.json").unlink(missing_ok=True)  # of an earlier call
     with (o.out / f"{o.only}.txt").open("w") as file:
         code = subprocess.run(command, cwd=ROOT, env=environ, stdout=file, stderr=file).returncode
     said = (o.out / f"{o.only}.txt").read_text().splitlines()
     failed = [line for line in said if line.startswith(("FAILED", "ERROR"))]
     write_json(o.out / f"{o.only}.json", {"summary": said[-1:], "failed": failed, "code": code})
     sys.exit(code not in (0, 5))  # 5: none was chosen
+
+
+def cuda_files() -> list[str]:
+    """The files with CUDA tests; others may import what a lent machine lacks, such as DVC."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    return [str(file) for file in files if "pytest.mark.cuda" in file.read_text()]
+
+
+def stopped_tests(said: str) -> str:
+    """How far the tests came whose process was ended."""
+    counts = {word: said.count(f" {word}") for word in ("PASSED", "FAILED", "ERROR", "SKIPPED")}
+    begun = [line.split()[0] for line in said.splitlines() if "::" in line]
+    last = f", the last begun: {begun[-1]}" if begun else ""
+    return ", ".join(f"{n} {word.lower()}" for word, n in counts.items() if n or not last) + last
 
 
 def lines(out: Path, notes: dict[str, str]) -> Iterator[str]:
@@ -249,6 +287,8 @@ def lines(out: Path, notes: dict[str, str]) -> Iterator[str]:
         if name in found:
             yield f"{name}: {' '.join(found[name]['summary'])}"
             yield from found[name]["failed"]
+        elif (text := out / f"{name}.txt").exists():
+            yield f"{name}: stopped; {stopped_tests(text.read_text())}"
     yield from (f"{name}: {f['error']}" for name, f in found.items() if "error" in f)
     yield from (f"Part {part}: {note}." for part, note in notes.items())
 
@@ -266,14 +306,14 @@ def write_shares(out: Path) -> None:
 
 
 def shares(found: dict[str, Any], gpu: str, source: str) -> list[list[str]]:
-    """Lines of the table; of `plain`, which no preset has, none.
+    """Lines of the table, of what presets have: neither of `plain` nor of what is only tried.
 
     Of several students of a method, and of rows, the slowest counts.
     """
     least: dict[tuple[str, str], float] = {}
     for each, _, variant, cell in _cells(found):
         own = each["settings"]["variants"][variant]
-        if variant != "plain":
+        if variant != "plain" and variant not in TUNED:
             share = cell["flops_per_second"] / GPUS[gpu].flops[own["precision"]]
             key = each["method"], own["compile"]
             least[key] = min(share, least.get(key, 1.0))
@@ -312,7 +352,7 @@ def arguments() -> argparse.Namespace:
     add("--batch", type=int, help="images of a step and of a sampler's batch; default the preset's")
     add("--images", type=int, default=10_000, help="for the features; default 10000")
     add("--most-steps", type=int, default=10, help="rows of more steps are left out; default 10")
-    add("--tests", nargs="+", default=["tests"], help="files of tests; default all")
+    add("--tests", nargs="+", help="files of tests; default all with CUDA tests")
     add("--budget", type=float, default=BUDGET, help=f"seconds of all parts; default {BUDGET}")
     add("--slower", type=float, default=1, help="factor of the parts' limits, for a CPU")
     add("--only", choices=LIMITS, help=argparse.SUPPRESS)  # of the processes that it starts

@@ -20,7 +20,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 preset=$(realpath "${preset:-$root/config/fmnist32.yaml}")
 mkdir -p "$out/logs"
 out=$(realpath "$out")
-export PYTHONPATH=$root/src PYTHONUNBUFFERED=1
+export PYTHONPATH=$root/src${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 if [[ -z ${FEWSTEP_COMMIT:-} ]]; then
     FEWSTEP_COMMIT=$(git -C "$root" describe --always --abbrev=40 --dirty=+ --exclude '*' 2>/dev/null)
 fi

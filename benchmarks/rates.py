@@ -26,6 +26,7 @@ from fewstep.planning.flops import forward_flops
 from fewstep.sampling.batches import batches, generate_batches
 from fewstep.theory.noise import Schedule
 from fewstep.theory.sample import nfe
+from fewstep.training.stopwatch import peak_memory
 
 CPU = torch.device("cpu")
 CPU_BATCH = 64  # images of a sampler's batch there, at most: more would only take longer
@@ -57,13 +58,15 @@ def generation(
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Rates of each kind of row and each variant, on a batch of the sampler."""
-    networks, batch = {}, sampled_at_once(params, device)
+    networks, own, batch = {}, dict[str, int](), sampled_at_once(params, device)
     # a GPU has the second batch while the first is read back
     parts = batches(range(batch if device.type == "cpu" else 2 * batch), batch)
     images = sum(map(len, parts))
     for variant, how in variants.items():
         denoiser, _ = load_model("teacher", how)
+        before = _held(device)
         networks[variant] = accelerate(denoiser.to(device), how.performance, frozen=True)
+        own[variant] = _held(device) - before
     flops, _ = forward_flops(build_denoiser(params), params)
     found, grid = {}, Schedule.of(params.noise)
     for kind, row in kinds(params).items():
@@ -71,9 +74,12 @@ def generation(
             v: partial(_consume, generate_batches, params, row, n, grid, parts, device)
             for v, n in networks.items()
         }
-        in_turn(actions, 1, device)  # compilation
+        peaks = {v: _peak(action, device) for v, action in actions.items()}  # compilation, too
         calls = nfe(row.sampler, row.steps, row.guidance_scale)
         each = summary(in_turn(actions, pairs, device), images, calls * flops, about)
+        for variant, peak in peaks.items():
+            others = sum(own.values()) - own[variant]  # a GPU holds all networks at once
+            each[variant]["memory_gib"] = (peak - others) / 2**30
         found[kind] = {
             "images": images,
             "nfe": calls,
@@ -151,6 +157,19 @@ def data_rates(repeats: int) -> dict[str, Any]:
     found = {"build": built, "random_read": _rate(read, LMDB_IMAGES, CPU, repeats)}
     file.unlink()
     return found
+
+
+def _held(device: torch.device) -> int:
+    """Bytes of tensors on a GPU now; 0 on a CPU."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def _peak(action: Callable[[], object], device: torch.device) -> int:
+    """Most bytes held while the action runs; on a CPU, since this process began."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds_of(action, device)
+    return peak_memory(device)
 
 
 def _consume(make: Callable[..., Iterator[Any]], *arguments: Any) -> None:  # noqa: ANN401

@@ -25,6 +25,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "compile-blocks": {"compile": "blocks"},
     "compile-network": {"compile": "network"},
     "cuda-graphs": {"cuda_graphs": True},
+    "cudnn-benchmark": {"cudnn_benchmark": True},
 }
 
 

@@ -4,7 +4,9 @@ How networks are computed there is in networks/test_compute.py, that nothing wai
 training/test_quiet.py.
 """
 
+import os
 import shutil
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,14 @@ from training.test_loop import Killed, kill_at
 pytestmark = pytest.mark.cuda
 GPU = torch.device("cuda", 0)
 SOON = timedelta(seconds=60)
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the process's first product
+
+
+@pytest.fixture
+def in_order() -> Iterator[dict[str, Any]]:
+    """The `performance` of trainings that give the same bits again; only of this test."""
+    yield {"deterministic": True}
+    torch.use_deterministic_algorithms(False)
 
 
 def cuda_params(precision: str, **overrides: Any) -> Params:  # noqa: ANN401
@@ -42,10 +52,14 @@ def weights_of(name: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", ["cd", "dmd2-1", "mm-2"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_resumed_training_equals_an_uninterrupted_one_bit_by_bit(
-    name: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    precision: str,
+    in_order: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     set_up(tmp_path, monkeypatch)
-    params = cuda_params(precision, training__checkpoint_kimg=0.128)
+    params = cuda_params(precision, training__checkpoint_kimg=0.128, performance=in_order)
     rank = Rank(0, 1, GPU)
     loop.train(name, params, rank)
     whole = weights_of(name)

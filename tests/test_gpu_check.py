@@ -1,6 +1,7 @@
 """benchmarks/gpu_check.py, rehearsed on a CPU at tiny size, and benchmarks/gpu_run.sh."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,38 @@ def test_measurements_become_lines_for_the_plan(check: Any) -> None:  # noqa: AN
     ]
 
 
+def test_only_files_with_cuda_tests_are_collected(check: Any) -> None:  # noqa: ANN401
+    """Others import DVC and Snakemake, and one file that cannot be imported ends a collection."""
+    found = {Path(file).name for file in check.cuda_files()}
+    assert {"test_cuda.py", "test_compute.py", "test_quiet.py", "test_consistency.py"} <= found
+    for file in check.cuda_files():
+        lacking = r"^(import|from) (dvc|wandb|snakemake|diffusers)"
+        assert not re.search(lacking, Path(file).read_text(), re.MULTILINE)
+
+
+def test_tests_that_were_stopped_tell_how_far_they_came(check: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    said = "tests/a.py::one PASSED [ 33%]\ntests/a.py::two[x] FAILED [ 66%]\ntests/a.py::three "
+    (tmp_path / "tests.txt").write_text(said)
+    assert "tests: stopped; 1 passed, 1 failed" in "\n".join(check.lines(tmp_path, {}))
+    assert check.stopped_tests(said).endswith("the last begun: tests/a.py::three")
+
+
+def test_a_part_that_is_late_is_ended_with_its_children(
+    check: Any,  # noqa: ANN401
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "late.py").write_text(
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))\ntime.sleep(600)\n"
+    )
+    monkeypatch.setattr(check, "__file__", str(tmp_path / "late.py"))
+    assert check.in_process("steps", 3.0) == "stopped after 3 s"
+    child = Path("/proc", (tmp_path / "pid").read_text(), "stat")
+    assert not child.exists() or child.read_text().split()[2] == "Z"
+
+
 @pytest.mark.slow  # a minute and a half
 def test_all_parts_run_at_tiny_size_where_there_is_no_gpu(tmp_path: Path) -> None:
     small = ["--batch", "4", "--pairs", "1", "--methods", "cd", "mm-2", "--images", "60"]
@@ -93,6 +126,8 @@ def test_all_parts_run_at_tiny_size_where_there_is_no_gpu(tmp_path: Path) -> Non
         for variant in ("plain", "fast+no-compile"):
             assert f"| {name} | {variant} | " in run.stdout
             assert found[f"step-{name}-{variant}"]["measured"][name]["variants"]
+    for row in found["generation-plain"]["measured"].values():
+        assert row["variants"]["plain"]["memory_gib"] > 0
     assert "Features of 60 images, efficientnet-lite0" in run.stdout
     assert "skipped" in found["tests"]["summary"][0] and not found["tests"]["failed"]
     assert not (tmp_path / "found" / "work").exists()

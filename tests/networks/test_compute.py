@@ -1,5 +1,6 @@
 """How networks are computed changes no result: every choice against the plain one."""
 
+import os
 import re
 import shutil
 import sysconfig
@@ -29,6 +30,7 @@ from fewstep.networks.compute import (
 )
 from fewstep.networks.ddpmpp import DDPMpp
 from fewstep.networks.denoiser import Denoiser
+from fewstep.networks.edm2 import EDM2Block
 from fewstep.networks.layers import UNetBlock, laid_out_as
 from fewstep.networks.ncsnpp import NCSNpp
 from fewstep.networks.protocol import Architecture
@@ -150,7 +152,7 @@ def on_cuda(switches: dict[str, Any], precision: str = "fp32", frozen: bool = Fa
 
 
 @on_gpu
-@pytest.mark.parametrize("switches", [*SWITCHES.values(), *COMPILED.values()], ids=str)
+@pytest.mark.parametrize("switches", FROZEN)
 def test_on_a_gpu_every_choice_gives_the_answer_and_gradients_of_a_cpu(
     switches: dict[str, Any],
 ) -> None:
@@ -165,7 +167,7 @@ def test_on_a_gpu_every_choice_gives_the_answer_and_gradients_of_a_cpu(
 
 @on_gpu
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("kind", ["none", "blocks"])
+@pytest.mark.parametrize("kind", ["none", pytest.param("blocks", marks=slow)])
 def test_on_a_gpu_half_precision_is_near_fp32(precision: str, kind: str) -> None:
     exact = outcome(network())
     switches = {**SWITCHES["all but compile"], "compile": kind}
@@ -218,6 +220,29 @@ def test_gpus_round_to_tf32_where_the_precision_says_so_and_never_for_a_score(
         assert settings() == (False, False)
     assert settings() == (allowed, allowed)
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def test_cudnn_tries_its_kernels_only_where_params_ask_and_never_for_a_score() -> None:
+    for wanted in (True, False):
+        build_denoiser(replace(TINY, performance=Performance(cudnn_benchmark=wanted)))
+        assert torch.backends.cudnn.benchmark is wanted
+        with exact_products(torch.device("cuda")):
+            assert not torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.benchmark is wanted
+
+
+def test_gpus_add_in_a_fixed_order_only_where_params_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # the user's own stays
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # pyright: ignore
+    build_denoiser(TINY)
+    assert not torch.are_deterministic_algorithms_enabled()
+    try:
+        build_denoiser(replace(TINY, performance=Performance(deterministic=True)))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # pyright: ignore
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
@@ -477,7 +502,7 @@ def test_a_capture_survives_threads_that_allocate(monkeypatch: pytest.MonkeyPatc
 
 
 @on_gpu
-@pytest.mark.parametrize("kind", ["none", "network"])
+@pytest.mark.parametrize("kind", ["none", pytest.param("network", marks=slow)])
 def test_a_graph_answers_as_the_network_for_each_shape_and_forgets_nothing(kind: str) -> None:
     how = replace(Performance(), cuda_graphs=True, compile=kind)
     plain = network().cuda().eval().requires_grad_(False)
@@ -516,3 +541,15 @@ def test_a_call_that_learns_is_not_graphed() -> None:
     x = torch.ones(3, device="cuda", requires_grad=True)
     graphed(x).sum().backward()
     assert x.grad is not None and not graphed.graphs
+
+
+@pytest.mark.parametrize("kind", ["adm", "edm2"])
+def test_a_block_compiles_to_a_single_graph(kind: str) -> None:
+    """Where torch.compile meets what it cannot trace it cuts the graph in two, and says nothing."""
+    shape = {"attention": True, "down": True}
+    adm = UNetBlock(8, 32, 64, 128, ADM.style, **shape)
+    block = adm if kind == "adm" else EDM2Block(8, 32, 64, 128, **shape)
+    x, emb = torch.randn(1, 32, 16, 16), torch.randn(1, 128)
+    expected = block(x, emb)
+    block.compile(dynamic=False, backend="eager", fullgraph=True)
+    torch.testing.assert_close(block(x, emb), expected)

@@ -58,6 +58,22 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
+def try_cudnns_kernels(wanted: bool) -> None:
+    """Whether cuDNN times its kernels for each new shape, in this process; scores never do."""
+    torch.backends.cudnn.benchmark = wanted
+
+
+def add_in_order() -> None:
+    """Let GPUs use only kernels that add in a fixed order, in this process, from now on.
+
+    Call it before the first matrix product: cuBLAS reads its variable there.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # filling new tensors would only find bugs, and takes time
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore
+
+
 def accelerate(denoiser: Denoiser, performance: Performance, frozen: bool = False) -> Denoiser:
     """The same denoiser, compiled and, if frozen, replayed as CUDA graphs, as params ask.
 

@@ -18,7 +18,7 @@ _SILU = 0.596  # magnitude of SiLU of a standard normal variable
 
 def normalise(x: Tensor, *dims: int) -> Tensor:
     """x divided by its magnitude over these dimensions, to magnitude 1 (EDM2, Algorithm 1)."""
-    count = math.prod(x.shape[dim] for dim in dims)
+    count = math.prod([x.shape[dim] for dim in dims])  # a generator would end a compiled graph
     # float32: half precision cannot hold the sum of so many squares
     norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=torch.float32)
     return x / (norm / math.sqrt(count) + EPSILON).to(x.dtype)

@@ -3,7 +3,7 @@
 from importlib import import_module
 
 from fewstep.networks import names
-from fewstep.networks.compute import allow_tf32, tune
+from fewstep.networks.compute import add_in_order, allow_tf32, try_cudnns_kernels, tune
 from fewstep.networks.denoiser import Denoiser
 from fewstep.networks.protocol import Architecture, Network
 from fewstep.params.described import Described
@@ -28,6 +28,9 @@ def build_denoiser(
 ) -> Denoiser:
     """A denoiser of params.network with random weights, in train mode, on the CPU."""
     allow_tf32(params.precision == "tf32")
+    try_cudnns_kernels(params.performance.cudnn_benchmark)
+    if params.performance.deterministic:
+        add_in_order()
     n, d = params.network, params.data
     architecture = Architecture(
         resolution=d.resolution,

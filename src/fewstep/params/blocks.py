@@ -222,6 +222,13 @@ class Performance:
     recompute: Resolutions = ()
     """resolutions whose activations are computed again in the backward pass. Their blocks keep no
     activations"""
+    cudnn_benchmark: bool = False
+    """cuDNN tries its kernels for each shape and keeps the fastest. Another run may keep others,
+    which round apart"""
+    deterministic: bool = False
+    """GPUs add in a fixed order, so that the same training gives the same bits. Without it
+    gradients of convolutions and of attention may round apart in another run. A CPU needs no
+    such setting"""
 
 
 # Names become parts of file names, of DVC's stages and of keys, which DVC splits at dots.
