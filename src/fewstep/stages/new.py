@@ -233,12 +233,13 @@ def _fitted(
         fixed = seconds - left
         raise ValueError(
             f"need a budget of {ceil(fixed / (1 - LEAST) / 60)}m or more, as starting, rows and "
-            f"scores alone take {duration(fixed / 3600)}, got {duration(seconds / 3600)} "
+            f"scores alone take {fixed / 60:.1f} min, got {seconds / 60:.1f} min "
             f"({'--budget' if here else '--hours'})"
         )
     share = TEACHER if proposal.teacher is None else 0.0
     if share:
         proposal, params = _sized(proposal, share * left, speed)
+        speed = measure(params) if here else speed  # a wider network reaches more FLOP/s
     each = {name: _image_seconds(block, params, speed) for name, block in _trainings(params)}
     students = sum(1000 * s.kimg * each[name] for name, s in params.students.items())
     kimg = share * left / each["teacher"] / 1000 if share else None
