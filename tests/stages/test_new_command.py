@@ -237,7 +237,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "a second": (
         ["--budget", "1s"],
-        r"need a budget of 2m or more, .* 1\.5 min, got 0\.0 min \(--budget\)",
+        r"need a budget of 2m or more, .* 1\.6 min, got 0\.0 min \(--budget\)",
     ),
     "another size": (
         ["--data", "toy.npz", "--resolution", "32"],
