@@ -20,6 +20,7 @@ from fewstep.networks.protocol import Architecture
 from fewstep.networks.registry import network_class
 from fewstep.params import Network, Params, load_params
 from fewstep.params.editing import Text
+from fewstep.planning import speed
 from fewstep.planning.propose import (
     LARGE,
     MEDIUM,
@@ -30,7 +31,7 @@ from fewstep.planning.propose import (
     number,
     sized_network,
 )
-from fewstep.planning.speed import Speed
+from fewstep.planning.speed import LAUNCHING, Speed
 from fewstep.stages import new
 from fewstep.theory.sample import nfe
 from places import CONFIG
@@ -219,3 +220,79 @@ def test_an_edit_keeps_what_is_around_it(case: str) -> None:
 )
 def test_numbers_are_written_as_both_yamls_read_them(value: float, text: str) -> None:
     assert number(value) == text
+
+
+def test_a_copy_of_a_preset_makes_room(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("params.yaml").write_bytes((CONFIG / "fmnist16.yaml").read_bytes())
+    main(["new", "--data", str(pictures(here / "pics")), "--budget", "20m"])
+    assert load_params("params.yaml").data.source.endswith("pics")
+    assert "next: make repro\n" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"need a new file.*got config/fmnist16.yaml"):
+        main(["new", "--data", "pics", "--out", "config/fmnist16.yaml"])
+
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "no data": (["--data", "nowhere"], r"got nothing at nowhere \(--data\)"),
+    "no teacher": (["--teacher", "none.pkl"], r"got nothing at none.pkl \(--teacher\)"),
+    "a GPU and no hours": (["--gpu", "h100"], "for this machine, got --gpu$"),
+    "hours and no GPU": (["--hours", "3"], "for this machine, got --hours$"),
+    "both": (
+        ["--gpu", "h100", "--hours", "3", "--budget", "1h"],
+        "got --gpu and --hours and --bud",
+    ),
+    "a second": (
+        ["--budget", "1s"],
+        r"need a budget of 2m or more, .* 1\.6 min, got 0\.0 min \(--budget\)",
+    ),
+    "another size": (
+        ["--data", "toy.npz", "--resolution", "32"],
+        r"need the resolution 12, that of the images, .*, got 32 \(--resolution\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refusal_names_the_option(here: Path, case: str) -> None:
+    pictures(here / "pics")
+    np.savez("toy.npz", images=np.zeros((40, 1, 12, 12), np.uint8), labels=np.arange(40) % 2)
+    given, message = REFUSED[case]
+    with pytest.raises(SystemExit, match=message):
+        main(["new", "--out", "mine.yaml", "--data", "pics", *given])
+    assert not Path("mine.yaml").exists()
+
+
+def test_each_gpu_has_a_micro_batch(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = str(pictures(here / "pics"))
+    params = written("--data", data, "--gpu", "h100", "--hours", "24", "--gpus", "8")
+    assert params.teacher.train is not None
+    for block in (params.teacher.train, *params.students.values()):
+        assert block.batch // block.batch_gpu % 8 == 0
+    out = capsys.readouterr().out
+    assert "fewstep plan --params mine.yaml --gpu h100 --gpus 8" in out
+    assert "processes that divides" not in out
+
+
+def test_a_small_network_is_sized_by_its_launches(here: Path) -> None:
+    np.savez("toy.npz", images=np.zeros((400, 1, 12, 12), np.uint8), labels=np.arange(400) % 2)
+    params = written("--data", "toy.npz", "--gpu", "h100", "--hours", "1")
+    assert params.teacher.train is not None
+    steps = sum(
+        1000 * s.kimg / s.batch_gpu for s in (params.teacher.train, *params.students.values())
+    )
+    assert steps * 3 * LAUNCHING < 3600  # a step has three passes at least
+
+
+def test_a_short_budget_draws_enough_for_a_covariance(here: Path) -> None:
+    np.savez("toy.npz", images=np.zeros((4000, 1, 12, 12), np.uint8), labels=np.arange(4000) % 2)
+    params = written("--data", "toy.npz", "--budget", "3m")
+    assert params.generate.images >= 113
+
+
+def test_time_without_a_processor_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, waits = iter([0.0, 4.0, 4.0, 7.0, 7.0, 12.0]), iter([0, 2, 2, 4, 4, 6])
+    computed = iter([0.0, 2.0, 2.0, 4.0, 4.0, 6.0])  # in the second try its own threads took turns
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(speed.time, "process_time", lambda: next(computed))
+    monkeypatch.setattr(speed, "_waits", lambda: {"1": next(waits), "2": 0.0})
+    monkeypatch.setattr(speed, "_processors", lambda: 1)
+    assert speed._fastest(lambda: None) == (2.0, 5 / 12)

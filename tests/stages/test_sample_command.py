@@ -112,7 +112,7 @@ def test_other_peoples_checkpoints_and_folders_are_sampled(
     [
         ("nobody", r"need a finished model \(teacher, cd, .* got 'nobody'"),
         ("cd@best", r"need a finished model \(.* got 'cd@best'"),
-        ("cd", r"need a finished model \(.* got 'cd'"),
+        ("cd", "need artifacts/models/cd/model.safetensors, .* make it with `fewstep train cd`"),
         ("teacher --seeds 3-", r"need numbers and ranges such as 0-63,100, got '3-' \(--seeds\)"),
         ("teacher --seeds 9-3", r"need at least one number, got '9-3' \(--seeds\)"),
         ("teacher --seeds 9223372036854775808", r"need numbers below 2\^63, got .* \(--seeds\)"),

@@ -23,13 +23,22 @@ def check_order(stage: str, params: Params, name: str | None = None) -> None:
     Raises:
         ValueError: files are missing, one line each with the command that makes it.
     """
-    missing = [(path, by) for path, by in needs(stage, params, name) if not path.exists()]
+    refuse_missing(needs(stage, params, name))
+
+
+def refuse_missing(files: Needs) -> None:
+    """Refuse files that are not there yet.
+
+    Raises:
+        ValueError: one line for each, with the command that makes it.
+    """
+    missing = [
+        f"need {path}, got nothing there; make it with `{by}`"
+        for path, by in files
+        if not path.exists()
+    ]
     if missing:
-        raise ValueError(
-            "\n".join(
-                f"need {path}, got nothing there; make it with `{by}`" for path, by in missing
-            )
-        )
+        raise ValueError("\n".join(missing))
 
 
 def needs(stage: str, params: Params, name: str | None = None) -> Needs:
@@ -39,7 +48,7 @@ def needs(stage: str, params: Params, name: str | None = None) -> Needs:
         "train": lambda: list(_training(params, name)),
         "preflight": lambda: list(_training(params, name)),
         "phema": lambda: _phema(params, name),
-        "generate": lambda: [_model(params.rows[str(name)].model, params)],
+        "generate": lambda: [model_file(params.rows[str(name)].model, params)],
         "fid": lambda: [*_REFERENCE, *_samples(str(name))],
         "results-table": lambda: list(_results(params)),
     }
@@ -55,7 +64,8 @@ _DATA = DATA, "fewstep build-lmdb"
 _REFERENCE = [(STATS, "fewstep ref-stats"), (STATS_ABOUT, "fewstep ref-stats")]
 
 
-def _model(name: str, params: Params) -> tuple[Path, str]:
+def model_file(name: str, params: Params) -> tuple[Path, str]:
+    """Where a model of the params lies, and the command that makes it."""
     if (training := trained(name)) == "teacher":
         by = "download-teacher"
     else:
@@ -69,7 +79,7 @@ def _training(params: Params, name: str | None) -> Iterator[tuple[Path, str]]:
     if name is not None and name in params.students:
         yield _DATA
         origin = params.students[name].init_from or "teacher"
-        yield from (_model(model, params) for model in dict.fromkeys(("teacher", origin)))
+        yield from (model_file(model, params) for model in dict.fromkeys(("teacher", origin)))
 
 
 def _phema(params: Params, name: str | None) -> Needs:

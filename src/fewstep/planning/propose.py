@@ -71,6 +71,7 @@ class Proposal:
     few: bool  # a single student and three rows: for minutes
     title: str
     precision: str
+    gpus: int = 1  # processes of a training
     students_scale: float = 1.0  # of all times of students
     teacher_kimg: float | None = None  # None: the preset's
 
@@ -143,6 +144,7 @@ class Proposal:
         if self.preset != SMALL:
             for key in ("batch", "batch_gpu"):
                 text.put((*train, key), "256")
+        self._share_batch(text, train)
         if not self.classes:
             text.put((*train, "settings", "label_dropout"), "0.0")
         edited = Text(text.edited())
@@ -186,6 +188,7 @@ class Proposal:
         text.scale(lambda path: path[0] in blocks and _is_time(path), scaled)
         for name in kept:
             self._fit_batch(text, ("students", name))
+            self._share_batch(text, ("students", name))
         if self.resolution >> (len(self.network.channel_mult) - 1) != 8:
             gan = ("gan_student_weight", "gan_critic_weight")  # its head takes 8x8 pixels
             text.scale(lambda p: p[0] == "students" and p[-1] in gan, lambda _: "0.0")
@@ -205,6 +208,14 @@ class Proposal:
             text.put((*student, "batch_gpu"), str(min(part, smaller)))
             rates = [p for p in text.paths() if p[:2] == student and _is_rate(p)]
             text.scale(lambda path: path in rates, _scaled_by((smaller / batch) ** 0.5))
+
+    def _share_batch(self, text: Text, block: KeyPath) -> None:
+        """Make micro-batches small enough that each process has as many of them."""
+        batch, part = (int(text.value((*block, key))) for key in ("batch", "batch_gpu"))
+        own, rest = divmod(batch, self.gpus)
+        if own and not rest and batch // part % self.gpus:
+            fits = next(n for n in range(min(part, own), 0, -1) if own % n == 0)
+            text.put((*block, "batch_gpu"), str(fits))
 
     def _rows(self, text: Text) -> Iterator[tuple[str, dict[str, str]]]:
         for path in text.paths():

@@ -2,7 +2,10 @@
 
 import re
 from argparse import ArgumentParser
+from collections.abc import Iterator
 from dataclasses import replace
+from filecmp import cmp
+from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,6 +13,7 @@ import torch
 
 from fewstep.data.look import Look, look
 from fewstep.download import CACHE, measured
+from fewstep.files import atomic_path
 from fewstep.interop.architecture import network_block
 from fewstep.interop.checkpoint import import_checkpoint
 from fewstep.method import build_method
@@ -18,9 +22,9 @@ from fewstep.planning import plan, propose
 from fewstep.planning.describe import describe, duration
 from fewstep.planning.flops import image_flops
 from fewstep.planning.plan import GB, GPUS, Hardware
-from fewstep.planning.propose import Proposal, Sizes, Weights, number
+from fewstep.planning.propose import PRESETS, Proposal, Sizes, Weights, number
 from fewstep.planning.sight import data_problems
-from fewstep.planning.speed import STAGE, Speed, measure
+from fewstep.planning.speed import LAUNCHING, STAGE, Speed, measure
 from fewstep.planning.utilisation import share_of
 
 HELP = "write a params file for your images and your teacher, sized to your time"
@@ -30,8 +34,10 @@ FEW = 600.0  # seconds below which there is a single student
 WIDTHS = (16, 32, 64, 96, 128, 192)  # model_channels of a teacher that is trained here
 ENOUGH = 200.0  # kimg of such a teacher: at 8x8 and 16x16 it then draws well
 TEACHER = 0.6  # of the time for training, where a teacher is trained: students inherit its faults
-LEAST = 0.2  # of the budget goes into training, even where all else takes longer than that
-TRAINING = 0.5  # of the time for training, at least; else fewer images are drawn and scored
+LEAST = 0.2  # of the budget goes into training; one that leaves less is refused
+TRAINING = 0.5  # of the time after starting, at least; else fewer images are drawn and scored
+BUSY = 0.1  # of the time: with more of it taken by others, it is said
+DRAWN = 113  # images of a row, at least: with fewer the default's covariance has no full rank
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -63,7 +69,8 @@ def run(
     """Look at images and weights, write a params file that fits, print choices and plan.
 
     Args:
-        path: the file to write, unless `out` names another.
+        path: the file to write, unless `out` names another. One that is there stays, unless it is
+            a copy of a shipped preset.
         budget: of all stages, on this machine. Not beside `gpu` and `hours`.
 
     Raises:
@@ -71,16 +78,15 @@ def run(
             that the teacher does not know.
     """
     file = out or Path(path)
-    if file.exists():
-        raise ValueError(f"need a new file, got {file}, which is there; name another with --out")
-    if (gpu is None) != (hours is None) or (gpu and budget):
-        raise ValueError("need --gpu and --hours, or --budget for this machine, got a mixture")
+    _refuse_taken(file)
+    if given := _half_given(gpu, hours, budget):
+        raise ValueError(f"need --gpu and --hours, or --budget for this machine, got {given}")
     if hours is not None and not 0 < hours < float("inf"):
         raise ValueError(f"need a time above 0, got {hours} (--hours)")
     hardware = _named(gpu, gpus, utilisation) if gpu else None
     seconds = 3600 * (hours or 0.0) if gpu else _seconds(budget or "40m")
-    found, weights = look(data), _weights(teacher)
-    proposal = _proposal(found, weights, resolution, seconds, on_gpu=gpu is not None)
+    weights, found = _weights(teacher), _look(data)
+    proposal = _proposal(found, weights, resolution, seconds, gpu, gpus)
     speed = _rated(_params(proposal), hardware, gpu, utilisation) if gpu and hardware else None
     proposal, params, speed = _fitted(proposal, seconds, speed)
     _write(file, proposal, params)
@@ -88,6 +94,9 @@ def run(
     if gpu and hardware:
         students = list(plan.plan_students(params, hardware.world))
         print("\n".join(describe(params, students, hardware, gpu, found.images, utilisation)))
+        for line in _launched(params, speed):
+            print(line)
+        print(f"again: fewstep plan --params {file} --gpu {gpu} --gpus {gpus}")
     else:
         print("\n".join(_plan(params, speed, seconds)))
     if weights and re.match("https?://", weights.url):
@@ -98,24 +107,68 @@ def run(
     print(f"new: {file}; next: {_next(file)}")
 
 
+def _refuse_taken(file: Path) -> None:
+    """Refuse a file whose content is nowhere else.
+
+    Raises:
+        ValueError: it is there, and no copy of a shipped preset.
+    """
+    shipped = [] if file.resolve().parent == PRESETS.resolve() else PRESETS.glob("*.yaml")
+    if file.exists() and not any(cmp(file, preset, shallow=False) for preset in shipped):
+        raise ValueError(
+            f"need a new file, got {file}, which is there; name another, such as "
+            f"--out {PRESETS}/mine.yaml"
+        )
+
+
+def _half_given(gpu: str | None, hours: float | None, budget: str | None) -> str:
+    """What was given of times that do not go together; empty if they do."""
+    options = {"--gpu": gpu, "--hours": hours, "--budget": budget}
+    given = [name for name, value in options.items() if value is not None]
+    return "" if given in ([], ["--budget"], ["--gpu", "--hours"]) else " and ".join(given)
+
+
+def _look(data: str) -> Look:
+    """What images there are.
+
+    Raises:
+        ValueError: see `look`.
+    """
+    try:
+        return look(data)
+    except ValueError as error:
+        raise ValueError(str(error).replace("(params.yaml: data.source)", "(--data)")) from error
+
+
 def _weights(teacher: str | None) -> Weights | None:
-    """The teacher that is there, read and not executed; fetched first if it is far away."""
+    """The teacher that is there, read and not executed; fetched first if it is far away.
+
+    Raises:
+        ValueError: it is not there, or not the weights of a network that is known here.
+    """
     if teacher is None:
         return None
     far = re.match("https?://", teacher) is not None
+    if not far and not Path(teacher).exists():
+        raise ValueError(f"need a file or folder, got nothing at {teacher} (--teacher)")
     _, about = import_checkpoint(measured(teacher, CACHE) if far else Path(teacher))
     return Weights(teacher, about["sha256"], about)
 
 
 def _proposal(
-    found: Look, teacher: Weights | None, resolution: int | None, seconds: float, on_gpu: bool
+    found: Look,
+    teacher: Weights | None,
+    resolution: int | None,
+    seconds: float,
+    gpu: str | None,
+    gpus: int,
 ) -> Proposal:
     """What the images and the weights decide, and a first guess at the rest.
 
     Raises:
         ValueError: they do not fit together.
     """
-    on_gpu = on_gpu or torch.cuda.is_available()
+    on_gpu = gpu is not None or torch.cuda.is_available()
     size = _resolution(found, teacher, resolution, seconds, on_gpu)
     small = not on_gpu or size < 32
     network = network_block(teacher.about) if teacher else propose.sized_network(size, WIDTHS[1])
@@ -124,7 +177,7 @@ def _proposal(
     title = f"# {found.images:,} images of {Path(found.source).name} at {size}x{size}, sized to "
     title += f"{duration(seconds / 3600)} by `fewstep new`.\n# Keys and units: docs/params.md."
     few, precision = not on_gpu and seconds < FEW, "bf16" if on_gpu else "fp32"
-    return Proposal(found, teacher, preset, size, network, sizes, few, title, precision)
+    return Proposal(found, teacher, preset, size, network, sizes, few, title, precision, gpus)
 
 
 def _resolution(
@@ -149,11 +202,14 @@ def _resolution(
     else:
         most = 64 if on_gpu else 32 if seconds > 4 * 3600 else 16
         size = asked or min(most, 2 ** max(found.side.bit_length() - 1, 3))
-    if (asked or size) != size or (found.fixed and found.side != size):
+    whose = "the teacher's" if teacher else "that of the images, which keep theirs"
+    if found.fixed and found.side != size:
         raise ValueError(
-            f"need images of {size}x{size}, got {found.side if found.fixed else asked} "
-            f"({'--data, --teacher' if found.fixed else '--resolution, --teacher'})"
+            f"need images of {size}x{size}, as {whose}, got {found.side}x{found.side} in "
+            f"{found.source} (--data, --teacher)"
         )
+    if (asked or size) != size:
+        raise ValueError(f"need the resolution {size}, {whose}, got {asked} (--resolution)")
     return size
 
 
@@ -167,16 +223,23 @@ def _fitted(
     """
     params, here = _params(proposal), speed is None
     speed = speed or measure(params)
-    left = seconds - _fixed(params, speed, here)
-    while left < TRAINING * seconds and proposal.sizes.images > 64:
+    left, starting = seconds - _fixed(params, speed, here), _starting(params, here)
+    while left < TRAINING * (seconds - starting) and proposal.sizes.images >= 2 * DRAWN:
         fewer = proposal.sizes.images // 2
         sizes = replace(Sizes.of(3 * fewer, fewer), validation=min(proposal.sizes.validation, 64))
         params = _params(proposal := replace(proposal, sizes=sizes))
         left = seconds - _fixed(params, speed, here)
-    left = max(left, LEAST * seconds)  # a budget that starting alone takes is passed
+    if left < LEAST * seconds:
+        fixed = seconds - left
+        raise ValueError(
+            f"need a budget of {ceil(fixed / (1 - LEAST) / 60)}m or more, as starting, rows and "
+            f"scores alone take {fixed / 60:.1f} min, got {seconds / 60:.1f} min "
+            f"({'--budget' if here else '--hours'})"
+        )
     share = TEACHER if proposal.teacher is None else 0.0
     if share:
         proposal, params = _sized(proposal, share * left, speed)
+        speed = measure(params) if here else speed  # a wider network reaches more FLOP/s
     each = {name: _image_seconds(block, params, speed) for name, block in _trainings(params)}
     students = sum(1000 * s.kimg * each[name] for name, s in params.students.items())
     kimg = share * left / each["teacher"] / 1000 if share else None
@@ -192,7 +255,8 @@ def _trainings(params: Params) -> list[tuple[str, Student]]:
 def _image_seconds(block: Student, params: Params, speed: Speed) -> float:
     """Seconds of training on one image."""
     method = build_method(block, params, torch.device("meta"))
-    return image_flops(method, params) / speed.flops
+    flops, (forward, _) = image_flops(method, params), plan.forward_flops(method.student, params)
+    return max(flops / speed.flops, flops / forward * speed.launching / block.batch_gpu)
 
 
 def _sized(proposal: Proposal, seconds: float, speed: Speed) -> tuple[Proposal, Params]:
@@ -220,8 +284,12 @@ def _fixed(params: Params, speed: Speed, here: bool) -> float:
         if (v := student.validation) is not None:
             drawing += plan.validation_images(student) * forward
             scored += v.images * student.kimg / v.every_kimg + v.reference_images
-    stages = 4 + len(params.students) + 2 * len(params.rows)
-    return drawing / speed.flops + scored * speed.scoring + STAGE * stages * here
+    return drawing / speed.flops + scored * speed.scoring + _starting(params, here)
+
+
+def _starting(params: Params, here: bool) -> float:
+    """Seconds that all stages take to start."""
+    return STAGE * (4 + len(params.students) + 2 * len(params.rows)) * here
 
 
 def _params(proposal: Proposal) -> Params:
@@ -240,12 +308,9 @@ def _write(file: Path, proposal: Proposal, params: Params) -> None:
     """
     if problems := list(data_problems(params, str(file))):
         raise ValueError("\n".join(problems))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with file.open("x", encoding="utf-8") as stream:
-            stream.write(proposal.text())
-    except FileExistsError:
-        raise ValueError(f"need a new file, got {file}, which is there (--out)") from None
+    _refuse_taken(file)
+    with atomic_path(file) as new:
+        new.write_text(proposal.text(), encoding="utf-8")
 
 
 def _choices(proposal: Proposal) -> list[str]:
@@ -254,6 +319,8 @@ def _choices(proposal: Proposal) -> list[str]:
     size, teacher = proposal.resolution, proposal.teacher
     colours = "RGB" if seen.channels == 3 else "grey"
     why = "as they are" if seen.fixed else "a power of two that most images reach"
+    if not seen.fixed and 2 * size <= seen.side:
+        why = "as much as this time allows, of images that have more"
     if teacher is not None:
         why = "as the teacher's"
     classes = f"{proposal.classes} classes"
@@ -282,6 +349,11 @@ def _choices(proposal: Proposal) -> list[str]:
 def _plan(params: Params, speed: Speed, seconds: float) -> list[str]:
     """The plan for this machine."""
     lines, training = [f"this machine: {speed.flops / 1e9:.1f} GFLOP/s in training, measured"], 0.0
+    if speed.busy > BUSY:
+        lines.append(
+            f"warning: other programs took {speed.busy:.0%} of the time while this was measured; "
+            "the times are those without them"
+        )
     for name, block in _trainings(params):
         image = _image_seconds(block, params, speed)
         training += (taken := 1000 * block.kimg * image)
@@ -298,10 +370,24 @@ def _plan(params: Params, speed: Speed, seconds: float) -> list[str]:
     ]
 
 
+def _launched(params: Params, speed: Speed) -> Iterator[str]:
+    """The time of training, where GPUs wait for launches and not for arithmetic."""
+    taken, bare = (_training_seconds(params, s) for s in (speed, replace(speed, launching=0.0)))
+    if taken > 1.01 * bare:
+        yield (
+            f"training is sized to {duration(taken / 3600)}: launching kernels takes longer than "
+            f"computing them, {1000 * LAUNCHING:.0f} ms a pass (guess)"
+        )
+
+
+def _training_seconds(params: Params, speed: Speed) -> float:
+    return sum(1000 * b.kimg * _image_seconds(b, params, speed) for _, b in _trainings(params))
+
+
 def _next(file: Path) -> str:
     if file == Path("params.yaml"):
         return "make repro"
-    if file.parent == propose.PRESETS:
+    if file.parent == PRESETS:
         return f"make preset NAME={file.stem} && make repro"
     return f"cp {file} params.yaml && make repro"
 
@@ -313,7 +399,8 @@ def _rated(params: Params, hardware: Hardware, gpu: str, utilisation: float | No
     """
     methods = [block.method for _, block in _trainings(params)]
     shares = [share_of(gpu, m, params.performance.compile).utilisation for m in methods]
-    return Speed(hardware.peak(params.precision) * (utilisation or min(shares)), 0.0)
+    flops = hardware.peak(params.precision) * (utilisation or min(shares))
+    return Speed(flops, 0.0, launching=LAUNCHING / hardware.world)
 
 
 def _named(gpu: str, gpus: int, utilisation: float | None) -> Hardware:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fewstep.model import Model, load
 from fewstep.params import Params
 from fewstep.paths import MODELS, PICTURES
+from fewstep.planning.order import model_file, refuse_missing
 from fewstep.progress import progress
 from fewstep.report.drawn import write
 from fewstep.sampling.classes import chosen_classes, class_names
@@ -79,9 +80,12 @@ def load_named(model: str, params: Params) -> Model:
     """
     path = place_of(model)
     if not path.exists():
-        known = ", ".join(["teacher", *params.students, *params.imports])
+        known = ["teacher", *params.students, *params.imports]
+        if model in known:
+            refuse_missing([model_file(model, params)])
         raise ValueError(
-            f"need a finished model ({known}) or the file or folder of a checkpoint, got {model!r}"
+            f"need a finished model ({', '.join(known)}) or the file or folder of a checkpoint, "
+            f"got {model!r}"
         )
     return load(
         path,
