@@ -1,13 +1,17 @@
 """Sample grids: whole pixels in the order given, captions that fit, what is refused."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from fewstep.report.pictures import sample_grid
+import scored
+from fewstep.report import pictures
+from fewstep.report.pictures import sample_grid, sample_pictures
 
 
 def images(value: int, count: int = 6, channels: int = 1, size: int = 16) -> NDArray[np.uint8]:
@@ -59,3 +63,18 @@ def test_samples_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="need samples of at least 1 row"):
         sample_grid({}, {}, path, columns=3)
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("classes", "count", "columns"),
+    [(0, 20, 10), (1, 20, 10), (3, 20, 9), (6, 20, 6), (10, 20, 10), (1000, 20, 10), (3, 5, 5)],
+)
+def test_a_line_of_tiles_has_whole_rounds_of_classes(
+    classes: int, count: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = images(0, count)
+    monkeypatch.setattr(pictures, "row_images", lambda name, places: (found[places], None))
+    monkeypatch.setattr(pictures, "real_images", lambda dataset, labels: found)
+    dataset = SimpleNamespace(shape=found.shape[1:])
+    shown = sample_pictures([scored.row("cd", 8, 1.0)], cast(Any, dataset), count, classes)
+    assert [picture.columns for picture in shown] == [columns, columns]

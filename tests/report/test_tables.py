@@ -207,6 +207,6 @@ def test_terminal_lines_of_rows_align() -> None:
 
 
 def test_row_caption_names_guidance_only_when_it_is_on() -> None:
-    assert row_caption(row("cd-8", 8, 14.7123456789)) == "ddim · 8 NFE · FD-EffLite0 14.7"
+    assert row_caption(row("cd-8", 8, 14.7123456789)) == "FD-EffLite0 14.7 · 8 NFE · ddim"
     guided = row("g", 10, 17.0, guidance_scale=1.5, nfe=20)
-    assert row_caption(guided) == "ddim, guidance 1.5 · 20 NFE · FD-EffLite0 17.0"
+    assert row_caption(guided) == "FD-EffLite0 17.0 · 20 NFE · ddim, guidance 1.5"

@@ -51,9 +51,10 @@ def sample_pictures(
 
     Args:
         images: that every row has; as many as fit the page are shown.
-        classes: of the data: where they are few, a line of tiles holds one image of each.
+        classes: of the data: where they are few, a column of tiles has one class.
     """
-    columns = min(classes if classes > 1 else COLUMNS, COLUMNS, images)
+    whole = COLUMNS - COLUMNS % classes if 0 < classes < COLUMNS else COLUMNS
+    columns = min(whole, images)
     lines = min(lines_that_fit(len(rows) + 1, columns, dataset.shape), images // columns)
     pictures, labels = [], np.empty(0, np.int64)
     for row in rows:

@@ -75,8 +75,11 @@ def format_row(row: Row) -> str:
 
 
 def row_caption(row: Row) -> str:
-    """What stands under the row's name in the sample grid: sampler, NFE, value."""
-    return f"{how_sampled(row)} · {row['nfe']} NFE · {row['metric']} {row['value']:.1f}"
+    """What stands under the row's name in the sample grid: value, NFE, sampler.
+
+    Where it does not fit, it is cut at its end.
+    """
+    return f"{row['metric']} {row['value']:.1f} · {row['nfe']} NFE · {how_sampled(row)}"
 
 
 def how_sampled(row: Row) -> str:

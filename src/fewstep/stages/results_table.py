@@ -37,10 +37,11 @@ def run(params: Params) -> None:
     last = first + len(samples[0].images) - 1
     seeds = f"Seeds {first} to {last}; one place is one seed and class"
     columns = samples[0].columns
-    if dataset.class_names and columns == d.classes and params.generate.labels == "balanced":
+    whole = d.classes > 1 and columns % d.classes == 0
+    if dataset.class_names and whole and params.generate.labels == "balanced":
         start = first % d.classes
         names = (*dataset.class_names[start:], *dataset.class_names[:start])
-        seeds += f"; columns: {', '.join(names)}"
+        seeds += f"; columns: {', '.join(names)}" + (", again" if columns > d.classes else "")
     draw_samples(samples, RESULTS, seeds)
 
     runs = facts.provenance(params, params.rows)
