@@ -237,3 +237,15 @@ def test_memory_is_kept_for_good_only_where_large_tensors_go_back(
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())  # as musl's
     keep_freed_memory()
     assert len(asked) == 1 + taken
+
+
+def test_threads_that_wait_spin_for_a_moment_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "")  # so that its absence is restored
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert os.environ["OMP_WAIT_POLICY"] == "active"
+    assert os.environ["GOMP_SPINCOUNT"] == "20000"

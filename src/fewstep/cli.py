@@ -86,8 +86,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run a stage. Errors in the user's input end in a message, without a traceback."""
     survive_readers()
     # By default OpenMP's threads spin while they wait and take cores from other processes: with two
-    # of those busy, a training ran at a fifth of its speed. torch reads this when imported.
+    # of those busy, a training ran at a fifth of its speed. Those that sleep at once wake up late:
+    # small networks were slower on two cores than on one. So they spin for about 50 µs, which
+    # costs other processes nothing that can be measured. torch reads this when imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in words if not word.startswith("-")), None)
     if not words:
