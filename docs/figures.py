@@ -154,7 +154,7 @@ def front(images: int = 20) -> Figure:
         "consistency, 8": "cd-8",
         "DMD2, 1": "dmd2-1",
     }
-    return in_lines({name: row_images(row, slice(images))[0] for name, row in rows.items()}, 110)
+    return in_lines({name: row_images(row, slice(images))[0] for name, row in rows.items()}, 126)
 
 
 def in_lines(lines: Mapping[str, NDArray[np.uint8]], left: int) -> Figure:
@@ -188,6 +188,7 @@ def quality() -> Figure:
         axes.errorbar(row["nfe"], row["value"], row["std"], color=color, marker="o", zorder=3)
         beside = students[students["nfe"] == row["nfe"]]
         up = 14 * list(beside.index).index(name) - 7 * (len(beside) - 1)  # one above the other
+        up = up if len(beside) > 1 else 9  # above the teacher's line
         place = {"xytext": (7, up), "textcoords": "offset points", "va": "center"}
         axes.annotate(str(name), (row["nfe"], row["value"]), color=color, fontsize=9, **place)
     axes.set_ylim(0.6 * best, 1.5 * float(rows["value"].max()))
