@@ -147,26 +147,26 @@ def front(images: int = 20) -> Figure:
     """The same seeds by the teacher in 35, 8 and 1 network calls and by students in 10, 8 and 1."""
     rows = {
         "teacher, 35 calls": "teacher-heun-35",
-        "teacher, 8": "teacher-euler-8",
-        "teacher, 1": "teacher-euler-1",
-        "DMD2, 10": "dmd2-10",
-        "moment matching, 8": "mm-8",
-        "consistency, 8": "cd-8",
-        "DMD2, 1": "dmd2-1",
+        "teacher, 8 calls": "teacher-euler-8",
+        "teacher, 1 call": "teacher-euler-1",
+        "dmd2-10": "dmd2-10",
+        "cd-8": "cd-8",
+        "mm-8": "mm-8",
+        "dmd2-1": "dmd2-1",
     }
-    return in_lines({name: row_images(row, slice(images))[0] for name, row in rows.items()}, 126)
+    return in_lines({name: row_images(row, slice(images))[0] for name, row in rows.items()}, 160, 3)
 
 
-def in_lines(lines: Mapping[str, NDArray[np.uint8]], left: int) -> Figure:
+def in_lines(lines: Mapping[str, NDArray[np.uint8]], left: int, scale: int = 2) -> Figure:
     """A line of images (N, C, H, W) for each name, which stands in so many pixels before it."""
     shown = np.concatenate(list(lines.values()))
-    picture = tile(shown, len(shown) // len(lines), 2)
+    picture = tile(shown, len(shown) // len(lines), scale)
     height, width = picture.shape[:2]
     figure = white_figure(width + left, height)
     figure.figimage(picture, left, 0)
     for line, name in enumerate(lines):
         middle = 1 - (line + 0.5) / len(lines)
-        figure.text(0.005, middle, name, fontsize=8, va="center", color=INK)
+        figure.text(0.005, middle, name, fontsize=4 * scale, va="center", color=INK)
     return figure
 
 
@@ -189,12 +189,14 @@ def quality() -> Figure:
         beside = students[students["nfe"] == row["nfe"]]
         up = 14 * list(beside.index).index(name) - 7 * (len(beside) - 1)  # one above the other
         up = up if len(beside) > 1 else 9  # above the teacher's line
-        place = {"xytext": (7, up), "textcoords": "offset points", "va": "center"}
+        left = len(beside) > 1  # where there is room: more calls are close to the right
+        place = {"xytext": (-7 if left else 7, up), "textcoords": "offset points", "va": "center"}
+        place["ha"] = "right" if left else "left"
         axes.annotate(str(name), (row["nfe"], row["value"]), color=color, fontsize=9, **place)
     axes.set_ylim(0.6 * best, 1.5 * float(rows["value"].max()))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+    axes.set_xticks(ticks := [1, 2, 4, 8, 10, 16], [str(tick) for tick in ticks])
     axes.set_xlabel("network calls an image", color=MUTED, fontsize=9)
     axes.set_ylabel(f"{rows['metric'].iloc[0]}, lower is better", color=MUTED, fontsize=9)
     figure.subplots_adjust(left=0.13, right=0.97, top=0.97, bottom=0.15)
