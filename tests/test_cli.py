@@ -111,6 +111,32 @@ def test_check_says_what_the_params_hold(
 
 
 @pytest.mark.parametrize(
+    ("device", "precision", "kind", "warned"),
+    [
+        ("cpu", "bf16", "blocks", True),
+        ("auto", "fp16", "blocks", True),
+        ("cuda", "bf16", "blocks", False),
+        ("cpu", "fp32", "blocks", False),
+        ("cpu", "bf16", "network", False),
+    ],
+)
+def test_check_warns_of_blocks_that_a_cpu_compiles_wrongly(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    device: str,
+    precision: str,
+    kind: str,
+    warned: bool,
+) -> None:
+    how = {"compile": kind}
+    tiny_params(tmp_path, device=device, precision=precision, performance=how)
+    monkeypatch.chdir(tmp_path)
+    main(["check"])
+    assert ("whose gradients can be NaN" in capsys.readouterr().out) == warned
+
+
+@pytest.mark.parametrize(
     ("edit", "message"),
     [
         ({"images": 319}, r"need 320 images, 256 of the reference and 64 others .*, got 319 in t"),

@@ -55,6 +55,20 @@ def data_problems(params: Params, file: str) -> Iterator[str]:
             )
 
 
+def compiled_on_cpu(params: Params, file: str) -> Iterator[str]:
+    """A line if blocks are compiled in half precision and the device may be a CPU.
+
+    PyTorch 2.13 compiles them to gradients of NaN on a CPU with AVX-512's bfloat16.
+    """
+    half = params.precision in ("bf16", "fp16")
+    if params.device != "cuda" and half and params.performance.compile == "blocks":
+        yield (
+            f"need compile: none, or precision: fp32, on a CPU, got compile: blocks in "
+            f"{params.precision}, whose gradients can be NaN there ({file}: performance.compile; "
+            "device: cuda says that there is a GPU)"
+        )
+
+
 def absent_source(params: Params, file: str) -> Iterator[str]:
     """A line if the source is neither there nor can be fetched."""
     if not Path(params.data.source).exists() and params.data.url is None:

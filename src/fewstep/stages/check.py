@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fewstep.params import ParamsError, load_params
 from fewstep.planning.links import refused_by_dvc
-from fewstep.planning.sight import absent_source, data_problems
+from fewstep.planning.sight import absent_source, compiled_on_cpu, data_problems
 
 HELP = "check params.yaml and whether the data fits it; run nothing"
 TAKES_PATH = True
@@ -22,5 +22,5 @@ def run(path: str) -> None:
     if Path(params.data.source).exists() and (problems := list(data_problems(params, path))):
         raise ParamsError("\n".join(problems))
     print(f"{path}: {len(params.students)} students, {len(params.rows)} rows")
-    for line in (*absent_source(params, path), *refused_by_dvc()):
+    for line in (*absent_source(params, path), *compiled_on_cpu(params, path), *refused_by_dvc()):
         print(f"warning: {line}")
