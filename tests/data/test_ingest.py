@@ -771,6 +771,20 @@ def test_a_source_that_does_not_fit_is_refused(tmp_path: Path, case: str) -> Non
         open_source(make(tmp_path), 8, 3, CLASSES)
 
 
+@pytest.mark.parametrize("classes", [None, 1])
+def test_parquet_without_integers_has_one_class(tmp_path: Path, classes: int | None) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    rows = [{"bytes": encoded(image), "path": None} for image in IMAGES]
+    pq.write_table(pa.table({"image": rows, "text": ["a"] * len(rows)}), tmp_path / "x.parquet")
+    stream = open_source(tmp_path / "x.parquet", 8, 3, classes)
+    assert stream.classes == 1 and len(stream) == len(IMAGES)
+    for place, image in enumerate(IMAGES):
+        found, label = stream[place]
+        assert np.array_equal(found, image) and label == 0
+
+
 def test_parquet_of_other_columns_or_without_pyarrow_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -779,7 +793,7 @@ def test_parquet_of_other_columns_or_without_pyarrow_is_refused(
 
     image = [{"bytes": b"", "path": ""}]
     for table in (
-        {"image": image},
+        {"image": image, "fine_label": [1]},
         {"image": [b""], "label": [1]},
         {"image": image, "label": ["a"]},
     ):

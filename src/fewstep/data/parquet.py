@@ -133,17 +133,23 @@ def _survey(file: Path) -> tuple[list[int], np.ndarray]:
         within(shard.metadata.num_rows, ROWS, "rows in a shard")
         columns = {field.name: str(field.type) for field in shard.schema_arrow}
         image, kind = columns.get("image", ""), columns.get("label", "")
-        if not re.search("bytes: (large_)?binary", image) or "int" not in kind:
+        # a label under another name must not be lost: only without integers there are no classes
+        integers = [name for name, type in columns.items() if type.startswith(("int", "uint"))]
+        labelled = "int" in kind
+        if not re.search("bytes: (large_)?binary", image) or (not labelled and (kind or integers)):
             raise ValueError(f"columns {listed([f'{n} {t}' for n, t in columns.items()])}")
+        metadata = shard.metadata
+        sizes = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
+        if not labelled:
+            return sizes, np.zeros(metadata.num_rows, np.int64)
         label = shard.read(["label"]).column("label")
         if label.null_count:
             raise ValueError(f"{label.null_count} rows without a label")
-        metadata = shard.metadata
-        sizes = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
         return sizes, label.to_numpy().astype(np.int64)
     except (ValueError, OSError, OverflowError, MemoryError) as error:  # and pyarrow's own
         raise ValueError(
-            f"need parquet with columns image (bytes, path) and label (integers), got {file}: "
+            f"need parquet with columns image (bytes, path) and label (integers, or no column of "
+            f"integers: one class), got {file}: "
             f"{printable(str(error), keep='')} (params.yaml: data.source)"
         ) from error
 
