@@ -690,7 +690,8 @@ def test_validation_is_logged_and_keeps_the_best(
     assert about == read_json(MODELS / "cd@best" / "model.json")
     assert about == {**of_last, "name": "cd@best", "kimg": 0.256}
     assert about["best"] == {"nimg": 256, "value": 2.0}
-    assert not list((SNAPSHOTS / "cd").iterdir())
+    kept = sorted(file.name for file in (SNAPSHOTS / "cd").iterdir())
+    assert kept == [f"samples-{nimg:012d}.png" for nimg in found]
     assert any(not torch.equal(best[name], last[name]) for name in best)
 
 
