@@ -44,13 +44,13 @@ endif
 	@touch .venv/ready $@
 	@echo "setup: done; \`source .venv/bin/activate\` puts fewstep, dvc and snakemake on your path"
 
-# On Ctrl-C the command says what there is to say; make would add that it was interrupted.
-QUIETLY = trap 'exit 0' INT;
+# A command that is shown. On Ctrl-C it says what there is to say; make would add that it was interrupted.
+run = @echo '$(1)'; trap 'exit 0' INT; $(1)
 
 repro: setup ## run the experiment of params.yaml and print its results table
 	@fewstep check
 	@fewstep download-all
-	@echo dvc repro; $(QUIETLY) dvc repro
+	$(call run,dvc repro)
 	@cat results/table.md
 
 # Says what a run would redo, by dvc.lock: it needs none of the files that a clone lacks.
@@ -69,7 +69,7 @@ snakemake: setup ## the same by Snakemake, on the GPUs that it finds
 	@if dvc status -q 2> /dev/null; then \
 	echo "snakemake: DVC made all files, of these params and this code; Snakemake takes note (--touch)"; \
 	snakemake --cores 1 --touch --forceall --quiet all; fi
-	@echo snakemake --cores all --profile gpu; $(QUIETLY) snakemake --cores all --profile gpu
+	$(call run,snakemake --cores all --profile gpu)
 	@cat results/table.md
 
 report: setup ## collect what Snakemake made in report.html: results, captions, duration of each job

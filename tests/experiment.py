@@ -1,6 +1,7 @@
 """A toy experiment in a temporary folder: config/tiny.yaml with overrides, data, a teacher."""
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,18 @@ import yaml
 
 from fewstep.data.lmdb import build_lmdb
 from fewstep.data.sources import open_source
+from fewstep.networks.protocol import Architecture
 from fewstep.networks.registry import build_denoiser
 from fewstep.networks.weights import save_model
 from fewstep.params import Params, load_params
 from fewstep.paths import DATA, MODELS
 from places import CONFIG
+
+
+def architecture_of(plain: ModuleType) -> Architecture:
+    """The small network that a module of plain equations describes by its constants."""
+    sizes = plain.RESOLUTION, plain.CHANNELS, plain.CLASSES, plain.WIDTH, plain.MULT
+    return Architecture(*sizes, plain.BLOCKS, plain.ATTENDS)
 
 
 def tiny_params(folder: Path, **overrides: Any) -> Params:  # noqa: ANN401

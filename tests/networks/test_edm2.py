@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import edm2_plain as plain
+from experiment import architecture_of
 from fewstep.networks import magnitude
 from fewstep.networks.compute import tune
 from fewstep.networks.denoiser import Denoiser
@@ -15,15 +16,7 @@ from fewstep.params import Performance
 from fewstep.theory.losses import uncertainty_loss
 
 RECORDED = np.load(plain.FILE)
-SMALL = Architecture(
-    plain.RESOLUTION,
-    plain.CHANNELS,
-    plain.CLASSES,
-    plain.WIDTH,
-    plain.MULT,
-    plain.BLOCKS,
-    plain.ATTENDS,
-)
+SMALL = architecture_of(plain)
 
 
 def ours(name: str) -> str:

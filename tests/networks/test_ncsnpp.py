@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import ncsnpp_plain as plain
+from experiment import architecture_of
 from fewstep.networks.compute import tune
 from fewstep.networks.denoiser import Denoiser
 from fewstep.networks.layers import Conv2d, Init, UNetBlock, filter_of
@@ -14,15 +15,7 @@ from fewstep.networks.ncsnpp import NCSNpp, NoiseFourier, PyramidConv
 from fewstep.networks.protocol import Architecture
 from fewstep.params import Performance
 
-SMALL = Architecture(
-    plain.RESOLUTION,
-    plain.CHANNELS,
-    plain.CLASSES,
-    plain.WIDTH,
-    plain.MULT,
-    plain.BLOCKS,
-    plain.ATTENDS,
-)
+SMALL = architecture_of(plain)
 BOTH = torch.channels_last, torch.contiguous_format
 
 
