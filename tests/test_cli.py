@@ -111,13 +111,14 @@ def test_check_says_what_the_params_hold(
 
 
 @pytest.mark.parametrize(
-    ("device", "precision", "kind", "warned"),
+    ("device", "precision", "kind", "attention", "warned"),
     [
-        ("cpu", "bf16", "blocks", True),
-        ("auto", "fp16", "blocks", True),
-        ("cuda", "bf16", "blocks", False),
-        ("cpu", "fp32", "blocks", False),
-        ("cpu", "bf16", "network", False),
+        ("cpu", "bf16", "blocks", "plain", True),
+        ("auto", "fp16", "blocks", "plain", True),
+        ("cuda", "bf16", "blocks", "plain", False),
+        ("cpu", "fp32", "blocks", "plain", False),
+        ("cpu", "bf16", "network", "plain", False),
+        ("cpu", "bf16", "blocks", "fused", False),
     ],
 )
 def test_check_warns_of_blocks_that_a_cpu_compiles_wrongly(
@@ -127,9 +128,10 @@ def test_check_warns_of_blocks_that_a_cpu_compiles_wrongly(
     device: str,
     precision: str,
     kind: str,
+    attention: str,
     warned: bool,
 ) -> None:
-    how = {"compile": kind}
+    how = {"compile": kind, "attention": attention}
     tiny_params(tmp_path, device=device, precision=precision, performance=how)
     monkeypatch.chdir(tmp_path)
     main(["check"])

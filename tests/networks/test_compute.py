@@ -44,6 +44,8 @@ CPU = torch.device("cpu")
 PLAIN = Performance("contiguous", "plain", "plain", "loop")
 slow = pytest.mark.slow
 on_gpu = pytest.mark.cuda
+INFO = Path("/proc/cpuinfo")
+AVX512_BF16 = INFO.exists() and "avx512_bf16" in INFO.read_text()
 
 SWITCHES = {
     "layout: channels_last": {"layout": "channels_last"},
@@ -62,6 +64,7 @@ SWITCHES = {
 }
 COMPILED = {
     "compile: blocks": {"compile": "blocks"},
+    "compile: blocks, fused attention": {"compile": "blocks", "attention": "fused"},
     "compile: network, the rest too": {**SWITCHES["all but compile"], "compile": "network"},
 }
 FROZEN = [
@@ -78,7 +81,7 @@ ALL = [
     ),
     *(
         pytest.param(COMPILED[name], kind, id=f"{name}, {kind.__name__}", marks=slow)
-        for name, kinds in zip(COMPILED, ((ADM, NCSNpp), (DDPMpp, NCSNpp)), strict=True)
+        for name, kinds in zip(COMPILED, ((ADM, NCSNpp), (ADM,), (DDPMpp, NCSNpp)), strict=True)
         for kind in kinds
     ),
 ]
@@ -183,8 +186,9 @@ def test_in_bf16_they_are_as_near_to_fp32_as_the_plain_ones(
     exact = outcome(network(kind))
     plain = errors(outcome(network(kind, "bf16")), exact)
     ours = outcome(network(kind, "bf16", **switches))
-    if switches.get("compile") == "blocks" and any(v.isnan().any() for v in ours.values()):
-        pytest.xfail("PyTorch 2.13 compiles NaN for CPUs with AVX-512's bfloat16; `check` says so")
+    wrong = "compile" in switches and "attention" not in switches and AVX512_BF16
+    if wrong and any(v.isnan().any() for v in ours.values()):
+        pytest.xfail("PyTorch 2.13 compiles NaN for such CPUs; `fewstep check` says so")
     found = errors(ours, exact)
     assert 1e-3 < plain["answer"] < 2e-2
     assert found["answer"] <= 1.5 * plain["answer"]

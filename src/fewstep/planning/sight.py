@@ -56,16 +56,17 @@ def data_problems(params: Params, file: str) -> Iterator[str]:
 
 
 def compiled_on_cpu(params: Params, file: str) -> Iterator[str]:
-    """A line if blocks are compiled in half precision and the device may be a CPU.
+    """A line if blocks with plain attention are compiled in half precision, maybe on a CPU.
 
-    PyTorch 2.13 compiles them to gradients of NaN on a CPU with AVX-512's bfloat16.
+    PyTorch 2.13 compiles these, and only these, to gradients of NaN on CPUs that multiply in
+    bfloat16 by AVX-512.
     """
-    half = params.precision in ("bf16", "fp16")
-    if params.device != "cuda" and half and params.performance.compile == "blocks":
+    how, half = params.performance, params.precision in ("bf16", "fp16")
+    if params.device != "cuda" and half and (how.compile, how.attention) == ("blocks", "plain"):
         yield (
-            f"need compile: none, or precision: fp32, on a CPU, got compile: blocks in "
-            f"{params.precision}, whose gradients can be NaN there ({file}: performance.compile; "
-            "device: cuda says that there is a GPU)"
+            f"need attention: fused with compile: blocks on a CPU, got plain, in {params.precision}"
+            f", whose gradients can be NaN there ({file}: performance.attention; device: cuda says "
+            "that there is a GPU)"
         )
 
 
