@@ -47,7 +47,7 @@ from variants import chosen
 
 from fewstep.distributed import pick_device
 from fewstep.files import read_json, write_json
-from fewstep.networks.compute import _missing_for_compiling
+from fewstep.networks.compute import missing_for_compiling
 from fewstep.params import Params, load_params
 from fewstep.paths import DATA, MODELS
 from fewstep.planning.flops import matmul_rate
@@ -158,7 +158,7 @@ def matrix(params: Params, device: torch.device) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "commit": os.environ["FEWSTEP_COMMIT"],
         "date": time.strftime("%Y-%m-%d"),
-        "missing for compiling": _missing_for_compiling(device.type == "cpu"),
+        "missing for compiling": missing_for_compiling(device.type == "cpu"),
         "matmul_flops_per_second": {p: matmul_rate(device, p) for p in precisions},
     }
     if device.type == "cuda":

@@ -154,6 +154,22 @@ def test_a_network_is_scored_in_eval_mode_and_left_in_its_own(toy: Params) -> No
     assert seen and not any(seen)
 
 
+def test_kernels_of_a_network_are_compiled_before_its_first_score(
+    toy: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one process of each node first, as in a row; see tests/sampling/test_row.py."""
+    calls: list[tuple[str, int]] = []
+    monkeypatch.setattr(
+        "fewstep.training.validation.compile_once",
+        lambda denoiser, params, row, count, rank: calls.append((row.model, count)),
+    )
+    denoiser, scores = load_model("teacher", toy)[0], validator(toy)
+    for _ in range(2):
+        scores.student(denoiser, "cd")
+        scores.teacher(denoiser, Baseline("euler", 2))
+    assert calls == [("cd", 8), ("teacher", 8)]
+
+
 def test_scoring_draws_nothing_from_the_random_stream_of_training(toy: Params) -> None:
     v, (denoiser, _) = validator(toy, sampler="renoise"), load_model("teacher", toy)
     state = torch.get_rng_state()

@@ -117,7 +117,7 @@ def _say_if_without_numba() -> None:
 
 def _prepare_compiler(kind: str, on_cpu: bool) -> None:
     """Set up torch.compile, after a look for what it would only miss minutes later."""
-    if missing := _missing_for_compiling(on_cpu):
+    if missing := missing_for_compiling(on_cpu):
         raise ValueError(
             f"need {missing} for compile: {kind} on a {'CPU' if on_cpu else 'GPU'}, found none "
             "(params.yaml: performance.compile; try none)"
@@ -134,7 +134,7 @@ def _prepare_compiler(kind: str, on_cpu: bool) -> None:
         torch._dynamo.config.optimize_ddp = False  # pyright: ignore
 
 
-def _missing_for_compiling(on_cpu: bool) -> str | None:
+def missing_for_compiling(on_cpu: bool) -> str | None:
     """Of a CPU a C++ compiler; of a GPU what Triton builds its launchers with."""
     if on_cpu:
         return None if any(map(shutil.which, ("c++", "g++", "clang++"))) else "a C++ compiler"

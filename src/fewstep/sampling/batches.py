@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewstep.distributed import to_device, to_host
+from fewstep.distributed import Rank, one_of_node_first, to_device, to_host
 from fewstep.networks.denoiser import one_hot
-from fewstep.params import Generate, Row
+from fewstep.params import Generate, Params, Row
 from fewstep.params.described import Described
 from fewstep.theory.guidance import guided
 from fewstep.theory.noise import Schedule
@@ -80,6 +80,22 @@ def _finished(row: Row, seeds: Sequence[int], labels: Tensor, made: Made) -> Ima
             f"guidance_scale {row.guidance_scale}, seeds {seeds[0]} to {seeds[-1]}"
         )
     return images().numpy(), labels.numpy()
+
+
+@torch.no_grad()
+def compile_once(
+    denoiser: ConditionalDenoise, params: Params, row: Row, count: int, rank: Rank
+) -> None:
+    """Let one process of each node compile what batches of `count` images of that row need.
+
+    Several that compile the same kernels at once take far longer than one.
+    """
+    if rank.world == 1 or params.performance.compile == "none":
+        return
+    d, n = params.data, count * (1 if row.guidance_scale == 1 else 2)
+    x = torch.zeros(n, d.channels, d.resolution, d.resolution, device=rank.device)
+    with one_of_node_first(rank):  # the others find its kernels on the disk
+        denoiser(x, x.new_ones(n), x.new_zeros(n, d.classes))
 
 
 def seed_ranges(generate: Generate, row: Row) -> list[range]:

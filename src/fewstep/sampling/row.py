@@ -9,7 +9,7 @@ import torch
 
 from fewstep.arrays import save_arrays
 from fewstep.code import identity
-from fewstep.distributed import Rank, barrier, one_of_node_first
+from fewstep.distributed import Rank, barrier
 from fewstep.files import sha256_file, write_json
 from fewstep.networks.compute import accelerate
 from fewstep.networks.denoiser import Denoiser
@@ -17,7 +17,7 @@ from fewstep.networks.weights import load_model
 from fewstep.params import Params, Row, digest
 from fewstep.paths import MODELS, SAMPLES, SCRATCH
 from fewstep.progress import progress
-from fewstep.sampling.batches import batches, generate_batches, seed_ranges
+from fewstep.sampling.batches import batches, compile_once, generate_batches, seed_ranges
 from fewstep.theory.noise import Schedule
 from fewstep.theory.sample import nfe
 
@@ -39,23 +39,13 @@ def draw_row(name: str, params: Params, rank: Rank) -> None:
     folder = SCRATCH / "samples" / name / fingerprint(params, row, rank.device)
     denoiser = accelerate(denoiser.to(rank.device), params.performance, frozen=True)
     grid = Schedule.of_model(about, params.noise)
-    if rank.world > 1 and params.performance.compile != "none":
-        with one_of_node_first(rank):  # the others find its kernels on the disk
-            compile_for(denoiser, params, row, rank.device)
+    compile_once(denoiser, params, row, len(parts[0]), rank)
     sample_parts(params, row, denoiser, grid, parts, folder, rank, f"generate {name}")
     barrier(rank)
     if rank.first:
         collect(folder, parts, SAMPLES / f"{name}.npz")
         write_json(SAMPLES / f"{name}.json", {"row": name, **protocol(params, row, about)})
         shutil.rmtree(SCRATCH / "samples" / name)
-
-
-@torch.no_grad()
-def compile_for(denoiser: Denoiser, params: Params, row: Row, device: torch.device) -> None:
-    """Call the denoiser once, with as many images as a batch of that row gives it."""
-    d, count = params.data, params.generate.batch * (1 if row.guidance_scale == 1 else 2)
-    x = torch.zeros(count, d.channels, d.resolution, d.resolution, device=device)
-    denoiser(x, torch.ones(count, device=device), torch.zeros(count, d.classes, device=device))
 
 
 def sample_parts(

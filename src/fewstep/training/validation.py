@@ -17,7 +17,7 @@ from fewstep.metrics.manifold import recall
 from fewstep.metrics.reference import KEPT, feature_network, published_reference, real_images
 from fewstep.networks.denoiser import Denoiser
 from fewstep.params import Baseline, Params, Row, Validation
-from fewstep.sampling.batches import batches, generate_batches
+from fewstep.sampling.batches import batches, compile_once, generate_batches
 from fewstep.theory.noise import Schedule
 from fewstep.training.signs import K, PixelSums, std_ratio
 
@@ -52,7 +52,7 @@ class Validator:
         rank: Rank,
     ) -> None:
         self.params, self._settings, self.grid = params, settings, grid
-        self.dataset, self.rank = dataset, rank
+        self.dataset, self.rank, self.compiled = dataset, rank, set[str]()
 
     @property
     def settings(self) -> Validation:
@@ -138,6 +138,9 @@ class Validator:
         v, rank = self.settings, self.rank
         parts = batches(range(v.first_seed, v.first_seed + v.images), self.params.generate.batch)
         mine = parts[rank.index :: rank.world]
+        if row.model not in self.compiled:
+            compile_once(denoiser, self.params, row, len(parts[0]), rank)
+            self.compiled.add(row.model)
         made = generate_batches(self.params, row, denoiser, grid, mine, rank.device)
         found = dict(zip(mine, (images for images, _ in made), strict=True))
         everyone = {part: images for each in gather(found, rank) for part, images in each.items()}
