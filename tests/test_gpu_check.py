@@ -120,10 +120,10 @@ def test_a_part_that_is_late_is_ended_with_its_children(
         time.sleep(0.1)
 
 
-@pytest.mark.slow  # a minute and a half
+@pytest.mark.slow  # minutes: what is compiled is compiled by C++
 def test_all_parts_run_at_tiny_size_where_there_is_no_gpu(tmp_path: Path) -> None:
     small = ["--batch", "4", "--pairs", "1", "--methods", "cd", "mm-2", "--images", "60"]
-    parts = ["matrix", "steps", "generation", "features", "tests"]
+    parts = ["matrix", "steps", "generation", "features", "tests", "compiled", "tuned"]
     command = [sys.executable, str(BENCHMARKS / "gpu_check.py"), "--out", "found", *small]
     command += ["--preset", str(CONFIG / "tiny.yaml"), "--most-steps", "2", "--parts", *parts]
     command += ["--tests", "tests/test_cuda.py", "--slower", "20", "--budget", "3000"]
@@ -135,7 +135,7 @@ def test_all_parts_run_at_tiny_size_where_there_is_no_gpu(tmp_path: Path) -> Non
         parts, "done"
     )
     for name in ("cd", "mm-2"):
-        for variant in ("plain", "fast+no-compile"):
+        for variant in ("plain", "fast+no-compile", "fast+compile-blocks", "fast+cudnn-benchmark"):
             assert f"| {name} | {variant} | " in run.stdout
             assert found[f"step-{name}-{variant}"]["measured"][name]["variants"]
     for row in found["generation-plain"]["measured"].values():

@@ -42,6 +42,18 @@ def test_names_of_class_folders_reach_the_lmdb(tmp_path: Path) -> None:
     assert again.class_names == ("cat", "dog")
 
 
+@pytest.mark.parametrize("kind", ["folders", "npz"])
+def test_names_in_the_params_come_before_those_of_the_source(tmp_path: Path, kind: str) -> None:
+    folder = pictures(tmp_path / "p", ("dog", "cat"))
+    if kind == "npz":
+        folder = tmp_path / "toy.npz"
+        np.savez(folder, images=np.zeros((2, 1, 16, 16), np.uint8), labels=np.arange(2))
+    source = open_source(folder, 16, 1, 2)
+    manifest = ingest(source, tmp_path / "data.lmdb", class_names=("chat", "chien"), silent=True)
+    assert manifest["class_names"] == ["chat", "chien"]
+    assert ImageDataset(tmp_path / "data.lmdb").class_names == ("chat", "chien")
+
+
 def test_without_names_an_lmdb_has_the_bytes_that_it_had(tmp_path: Path) -> None:
     images = np.zeros((3, 1, 4, 4), np.uint8)
     metadata = build_lmdb(ArraySource("toy", images, np.arange(3), 3), tmp_path / "toy.lmdb")

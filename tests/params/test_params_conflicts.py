@@ -21,6 +21,16 @@ REFUSALS: dict[str, tuple[Edit, str]] = {
         "need resolution divisible by 4 for 3 levels of channel_mult, got 18 "
         "(params.yaml: data.resolution)",
     ),
+    "fewer names than classes": (
+        put("data/class_names", ["a", "b"]),
+        "need 10 different names, as many as data.classes, got ['a', 'b'] "
+        "(params.yaml: data.class_names)",
+    ),
+    "two classes of one name": (
+        put("data/class_names", [*"abcdefghh", "i"]),
+        "need 10 different names, as many as data.classes, got ['a', 'b', 'c', 'd', 'e', 'f', ...] "
+        "(params.yaml: data.class_names)",
+    ),
     "attention at no level": (
         put("network/attn_resolutions", [8, 4]),
         "need attn_resolutions of the levels 16, 8, got 4 (params.yaml: network.attn_resolutions)",

@@ -12,7 +12,7 @@ import os
 import shutil
 import struct
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,7 @@ def ingest(
     *,
     workers: int = 1,
     on_error: OnError = "stop",
+    class_names: Sequence[str] | None = None,
     silent: bool = False,
 ) -> dict[str, Any]:
     """Write `source` to the LMDB `path`, and a manifest to a `.json` beside it.
@@ -48,6 +49,7 @@ def ingest(
             the size of the LMDB. It is removed at the end, and kept when the build is interrupted.
         workers: processes that decode images.
         on_error: what to do with an image that cannot be decoded: stop, or skip it.
+        class_names: of the classes, instead of the source's own.
 
     Returns:
         The manifest: images, shape, classes, source, content_sha256, images_per_class, changed (how
@@ -65,9 +67,9 @@ def ingest(
             partial.fill(source, workers, on_error, silent)
             changed = {change: n for change in CHANGES if (n := partial.changes[change])}
             skipped = [{"file": s["file"], "reason": s["reason"]} for s in partial.skipped]
-            metadata = build_lmdb(partial, path, silent=silent)
+            metadata = build_lmdb(partial, path, class_names=class_names, silent=silent)
     else:
-        metadata = build_lmdb(source, path, silent=silent)
+        metadata = build_lmdb(source, path, class_names=class_names, silent=silent)
     per_class = np.bincount(ImageDataset(path).labels(), minlength=source.classes)
     manifest = {
         **metadata,

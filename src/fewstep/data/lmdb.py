@@ -32,7 +32,13 @@ METADATA = b"fewstep_metadata"
 _COMMIT = 64 << 20  # bytes between commits while building: bounds the memory of dirty pages
 
 
-def build_lmdb(source: Source, path: str | os.PathLike[str], *, silent: bool = False) -> dict:
+def build_lmdb(
+    source: Source,
+    path: str | os.PathLike[str],
+    *,
+    class_names: Sequence[str] | None = None,
+    silent: bool = False,
+) -> dict:
     """Write `source` into one LMDB file, atomically, with the same bytes on every build.
 
     Keys are written in sorted order, so LMDB appends and fills its pages. The bytes depend on the
@@ -41,6 +47,7 @@ def build_lmdb(source: Source, path: str | os.PathLike[str], *, silent: bool = F
     Args:
         source: labelled images; each is read once, in the order of their keys.
         path: the file to write; an existing one is replaced.
+        class_names: of the classes, instead of the source's own.
         silent: show no progress.
 
     Returns:
@@ -64,8 +71,8 @@ def build_lmdb(source: Source, path: str | os.PathLike[str], *, silent: bool = F
         "classes": source.classes,
         "source": source.name,
     }
-    if source.class_names:
-        metadata["class_names"] = list(source.class_names)
+    if names := class_names or source.class_names:
+        metadata["class_names"] = list(names)
     with atomic_path(path) as temporary, _Writer(temporary, _map_size(count, shape)) as writer:
         for i in progress(order, "build-lmdb", "images", silent=silent):
             image, label = source[i]

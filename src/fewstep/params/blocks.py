@@ -57,6 +57,8 @@ class Data:
     classes: Natural
     """number of labels. 1: the network has a label that is always the same; 0: it has none, as
     EDM's unconditional teachers, and labels of the data do not count"""
+    class_names: Annotated[tuple[Text, ...], asks("a list of names", minItems=1)] | None = None
+    """of class 0, 1, ...; absent = the source's own, such as the names of class folders"""
     on_error: Literal["stop", "skip"] | None = None
     """what an image that cannot be decoded does; absent = stop. `skip` leaves it out and lists it
     in `artifacts/data.json`"""

@@ -24,6 +24,8 @@ def check_conflicts(raw: dict[str, Any], report: Report) -> None:
         _check_metric(raw["metric"], report)
         if report.sound("generate"):
             _check_counts(raw["metric"], raw["generate"]["images"], report)
+    if report.sound("data"):
+        _check_class_names(raw["data"], report)
     if report.sound("data", "classes") and report.sound("rows"):
         _check_guidance(raw["data"]["classes"], raw["rows"], report)
     _check_checksums(raw, report)
@@ -75,6 +77,14 @@ def _check_checksums(raw: dict[str, Any], report: Report) -> None:
         if re.match("https?://", file.get("url", "")) and "sha256" not in file:
             message = "need the sha256 of a file at an address, 64 hex digits or unknown"
             report.conflict((*path, "sha256"), f"{message}, got no such key")
+
+
+def _check_class_names(data: Mapping[str, Any], report: Report) -> None:
+    """Refuse another number of names than classes, and two classes of one name."""
+    names = data.get("class_names")
+    if names is not None and not len(names) == len(set(names)) == data["classes"]:
+        message = f"need {data['classes']} different names, as many as data.classes"
+        report.conflict(("data", "class_names"), f"{message}, got {show(names)}")
 
 
 def _check_guidance(classes: int, rows: Mapping[str, Any], report: Report) -> None:

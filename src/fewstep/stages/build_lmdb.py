@@ -16,7 +16,13 @@ def run(params: Params) -> None:
     provide(d)
     source = open_source(d.source, d.resolution, d.channels, d.classes)
     workers = d.workers or os.cpu_count() or 1
-    manifest = ingest(source, DATA, workers=workers, on_error=d.on_error or "stop")
+    manifest = ingest(
+        source,
+        DATA,
+        workers=workers,
+        on_error=d.on_error or "stop",
+        class_names=d.class_names,
+    )
     skipped = f", {len(manifest['skipped'])} skipped" if manifest["skipped"] else ""
     print(f"build-lmdb: {manifest['images']} images from {source.name} in {DATA}{skipped}")
     if manifest["changed"]:
