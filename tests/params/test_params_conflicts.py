@@ -47,6 +47,16 @@ REFUSALS: dict[str, tuple[Edit, str]] = {
         "need a number of steps for an import, whose own stand in its file, got own "
         "(params.yaml: rows.cd-4.steps)",
     ),
+    "inverse_sqrt of nothing": (
+        put("students/cd/lr_schedule", "inverse_sqrt"),
+        "need lr_ref_kimg with lr_schedule: inverse_sqrt and without any other, got nothing with "
+        "inverse_sqrt (params.yaml: students.cd.lr_ref_kimg)",
+    ),
+    "lr_ref_kimg of another schedule": (
+        put("students/cd/lr_ref_kimg", 3.0),
+        "need lr_ref_kimg with lr_schedule: inverse_sqrt and without any other, got 3.0 with "
+        "linear (params.yaml: students.cd.lr_ref_kimg)",
+    ),
     "batch_gpu that does not divide": (
         lambda raw: raw["students"]["cd"].update(batch=64, batch_gpu=48),
         "need batch divisible by batch_gpu, got 64 and 48; a batch_gpu of 32 or 64 would do "

@@ -322,6 +322,7 @@ def test_a_gpu_is_not_waited_for_at_every_step() -> None:
         ("constant", 1.0, 1.0, 1.0),
         ("linear", 0.5, 0.25, 0.0),
         ("cosine", 0.5, (1 - math.sqrt(0.5)) / 2, 0.0),
+        ("inverse_sqrt", math.sqrt(1 / 2), math.sqrt(3 / 8), math.sqrt(3 / 10)),
     ],
 )
 def test_learning_rate_warms_up_and_then_follows_its_schedule(
@@ -331,6 +332,7 @@ def test_learning_rate_warms_up_and_then_follows_its_schedule(
         "students__cd__kimg": 10.0,
         "students__cd__lr_warmup_kimg": 2.0,
         "students__cd__lr_schedule": schedule,
+        **({"students__cd__lr_ref_kimg": 3.0} if schedule == "inverse_sqrt" else {}),
     }
     block = tiny_params(tmp_path, **overrides).students["cd"]
     assert [learning_rate_factor(block, nimg) for nimg in (0, 500, 1000)] == [0, 0.25, 0.5]
@@ -340,7 +342,14 @@ def test_learning_rate_warms_up_and_then_follows_its_schedule(
     assert learning_rate_factor(block, 10_000) == pytest.approx(end)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_a_fall_that_begins_in_the_warm_up_is_multiplied_with_it(block: Student) -> None:
+    early = replace(block, kimg=10.0, lr_warmup_kimg=4.0, lr_schedule="inverse_sqrt")
+    early = replace(early, lr_ref_kimg=1.0)
+    assert learning_rate_factor(early, 2000) == pytest.approx(0.5 / math.sqrt(2))
+    assert learning_rate_factor(early, 4000) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "inverse_sqrt"])
 def test_a_run_that_is_all_warm_up_or_has_none_is_defined_everywhere(
     schedule: str, block: Student
 ) -> None:

@@ -133,12 +133,16 @@ def _check_levels(resolution: int, network: dict[str, Any], report: Report) -> N
 
 def _check_student(name: str, student: Student, report: Report) -> None:
     batch, batch_gpu = student.batch, student.batch_gpu
+    path = ("teacher", "train") if name == "teacher" else ("students", name)
+    if (student.lr_schedule == "inverse_sqrt") != (student.lr_ref_kimg is not None):
+        message = "need lr_ref_kimg with lr_schedule: inverse_sqrt and without any other, got "
+        got = f"{show(student.lr_ref_kimg)} with {student.lr_schedule}"
+        report.conflict((*path, "lr_ref_kimg"), message + got)
     if batch % batch_gpu:
         below = next(n for n in range(min(batch_gpu, batch), 0, -1) if batch % n == 0)
         above = next((n for n in range(batch_gpu, batch + 1) if batch % n == 0), None)
         would = f"{below} or {above}" if above else f"{below}"
         message = f"need batch divisible by batch_gpu, got {batch} and {batch_gpu}"
-        path = ("teacher", "train") if name == "teacher" else ("students", name)
         report.conflict((*path, "batch_gpu"), f"{message}; a batch_gpu of {would} would do")
     for key, message in student.settings.check(f"{key_of(name)}.settings"):
         report.conflict(key, message)

@@ -146,8 +146,11 @@ class Student:
     """peak learning rate"""
     lr_warmup_kimg: KimgOrZero
     """linear warm-up of lr"""
-    lr_schedule: Literal["constant", "linear", "cosine"]
-    """lr after the warm-up; linear and cosine end at 0"""
+    lr_schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"]
+    """lr after the warm-up; linear and cosine end at 0. `inverse_sqrt` is EDM2's: constant until
+    `lr_ref_kimg`, then lr sqrt(lr_ref_kimg / kimg)"""
+    lr_ref_kimg: Kimg | None = None
+    """where `inverse_sqrt` begins to fall. 71680.0 for EDM2's teachers of ImageNet-64"""
     optimizer: Literal["adamw", "adam", "radam"]
     """the optimiser. In `adam` and `radam` weight decay is an L2 penalty"""
     betas: Betas

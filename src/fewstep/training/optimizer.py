@@ -14,13 +14,21 @@ QUIET_STEPS = 32  # steps between checks for non-finite gradients on a GPU, whic
 
 
 def learning_rate_factor(block: Student, nimg: int) -> float:
-    """Factor of the learning rate after nimg images: linear warm-up, then the schedule."""
+    """Factor of the learning rate after nimg images: linear warm-up, times the schedule.
+
+    inverse_sqrt: Karras et al. 2024 (arXiv:2312.02696), equation 67.
+    """
     warmup, total = block.lr_warmup_kimg * 1000, block.kimg * 1000
-    if nimg < warmup:
-        return nimg / warmup
-    left = (total - nimg) / max(total - warmup, 1)
-    shapes = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}
-    return shapes[block.lr_schedule]
+    rise = min(nimg / warmup, 1.0) if warmup else 1.0
+    left = min((total - nimg) / max(total - warmup, 1), 1.0)
+    reference = (block.lr_ref_kimg or block.kimg) * 1000
+    shapes = {
+        "constant": 1.0,
+        "linear": left,
+        "cosine": (1 - math.cos(math.pi * left)) / 2,
+        "inverse_sqrt": max(nimg / reference, 1.0) ** -0.5,
+    }
+    return rise * shapes[block.lr_schedule]
 
 
 def mend(parameters: Iterable[nn.Parameter], bound: float) -> Tensor:
