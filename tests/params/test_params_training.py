@@ -131,8 +131,8 @@ SHARED: dict[str, tuple[Edit, list[str]]] = {
             "training: unknown key 'settings'; known keys: "
             + ", ".join(
                 "kimg batch batch_gpu lr lr_warmup_kimg lr_schedule lr_ref_kimg optimizer betas "
-                "weight_decay grad_clip max_nonfinite nonfinite_to loss_scale dropout dropout_resolutions ema "
-                "checkpoint_kimg keep_checkpoints phema validation".split()
+                "weight_decay grad_clip max_nonfinite nonfinite_to loss_scale dropout "
+                "dropout_resolutions ema checkpoint_kimg keep_checkpoints phema validation".split()
             )
         ],
     ),
