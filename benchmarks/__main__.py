@@ -7,7 +7,6 @@ steps.py      a training step of each method, whole and split into its parts
 rates.py      generation, features, LMDB, Fréchet distance
 ingest.py     build-lmdb on PNGs in a zip, and what ImageNet takes
 table.py      the JSON as Markdown
-recipe.py     apart from these: how one training goes, in pictures
 gpu_check.py  apart from these: all of it in five minutes of a GPU, with the CUDA tests
 gpu_run.sh    apart from these: a whole preset on one GPU, without DVC
 """
