@@ -1,8 +1,9 @@
 """The pictures of docs/recipes.md, of a finished training.
 
-`python docs/recipe.py dmd2-1 --kimg 5 10 20 40 60` reads its log and the images that its validations
-left in artifacts. It writes recipe-curves.png, the validations and the main loss, and recipe-images.png:
-a line of images of the same seeds for the first validation at or after each of these times.
+`python docs/recipe.py dmd2-1 --kimg 5 10 20 40 60` reads its log and the images that its
+validations left in artifacts. It writes recipe-curves.png, the validations and the main loss, and
+recipe-images.png: a line of images of the same seeds for the first validation at or after each of
+these times.
 """
 
 import argparse
