@@ -153,6 +153,8 @@ def test_the_caption_says_what_the_std_is_of_and_what_is_doubtful() -> None:
     assert "bootstrap" not in caption and "resamples" in table_caption(ROWS, ABOUT)
     both = table_caption(frame(TEACHER, three), ABOUT)
     assert "0 to 5,999, the same in every row (teacher-heun-35: to 1,999)" in both
+    most = table_caption(frame(TEACHER, row("one", 8, 1.0), three), ABOUT)
+    assert "0 to 1,999, the same in every row (three: to 5,999)" in most
     assert "one range's value; where there is one range, over resamples" in both
 
 
