@@ -12,26 +12,25 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from fewstep.files import read_json
-from fewstep.paths import MODELS, SNAPSHOTS
+from fewstep.paths import MODELS
 from fewstep.report.charts import loss_curves
 from fewstep.report.frames import logs_frame
-from fewstep.report.pictures import GAP, save_png, white_figure
+from fewstep.report.moments import images_of, moments
+from fewstep.report.pictures import save_png, tile, white_figure
 
 HERE, SCALE, LEFT = Path(__file__).parent, 3, 60  # pixels for the times
 
 
 def images(name: str, kimg: Sequence[float]) -> Figure:
-    found = {int(f.stem.split("-")[1]): f for f in (SNAPSHOTS / name).glob("samples-*.png")}
+    found = moments(name)
     times = [min(nimg for nimg in found if nimg >= 1000 * k) for k in kimg]
-    lines = [np.asarray(Image.open(found[nimg]).convert("L")) for nimg in times]
-    apart = [np.pad(line, ((0, GAP), (0, 0)), constant_values=255) for line in lines]
-    picture = np.concatenate(apart).repeat(SCALE, 0).repeat(SCALE, 1)
-    height, width = picture.shape
+    lines = [images_of(found[nimg]) for nimg in times]
+    picture = tile(np.concatenate(lines), len(lines[0]), SCALE)
+    height, width = picture.shape[:2]
     figure = white_figure(width + LEFT, height)
-    figure.figimage(picture, LEFT, 0, cmap="gray", vmin=0, vmax=255)
+    figure.figimage(picture, LEFT, 0)
     for line, nimg in enumerate(times):
         middle = 1 - (line + 0.5) / len(times)
         figure.text(0.005, middle, f"{nimg / 1000:.2g} kimg", fontsize=8, va="center")

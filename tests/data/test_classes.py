@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiment import tiny_params
+from experiment import set_up, tiny_params
 from fewstep.data.ingest import ingest
 from fewstep.data.labelled import ArraySource
 from fewstep.data.lmdb import ImageDataset, build_lmdb
@@ -16,9 +16,11 @@ from fewstep.data.sources import open_source
 from fewstep.networks.denoiser import one_hot
 from fewstep.networks.registry import build_denoiser
 from fewstep.params import ParamsError
+from fewstep.paths import DATA
 from fewstep.report.drawn import as_file, write
 from fewstep.sampling.batches import generate_batches
 from fewstep.sampling.classes import chosen_classes, class_names
+from fewstep.stages import build_lmdb as build_stage
 from fewstep.theory.noise import Schedule
 
 NAMES = ("T-shirt", "Coat", "Bag, small")
@@ -52,6 +54,14 @@ def test_names_in_the_params_come_before_those_of_the_source(tmp_path: Path, kin
     manifest = ingest(source, tmp_path / "data.lmdb", class_names=("chat", "chien"), silent=True)
     assert manifest["class_names"] == ["chat", "chien"]
     assert ImageDataset(tmp_path / "data.lmdb").class_names == ("chat", "chien")
+
+
+def test_the_stage_takes_names_from_the_params(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = list("abcdefghij")
+    build_stage.run(set_up(tmp_path, monkeypatch, data__class_names=names))
+    assert ImageDataset(DATA).class_names == tuple(names)
 
 
 def test_without_names_an_lmdb_has_the_bytes_that_it_had(tmp_path: Path) -> None:
