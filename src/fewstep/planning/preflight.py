@@ -61,7 +61,7 @@ def preflight(name: str, params: Params, rank: Rank, thorough: bool = False) -> 
         "all-reduce": lambda: check_all_reduce(rank),
     }
     if rank.world > 1 and params.performance.compile != "none":
-        checks["compile"] = lambda: compile_once(name, params, rank)
+        checks["compile"] = lambda: trial_step_first(name, params, rank)
     checks[params.precision] = lambda: dry_run(name, params, rank)
     if thorough:  # under DVC no stage starts with such a link
         checks = {"links": lambda: "; ".join(refused_by_dvc()) or "none to another disk", **checks}
@@ -269,7 +269,7 @@ def dry_run(name: str, params: Params, rank: Rank) -> str:
     return f"a step of {block.batch_gpu} images, {seconds:.1f} s, {peak / GB:.1f} GB"
 
 
-def compile_once(name: str, params: Params, rank: Rank) -> str:
+def trial_step_first(name: str, params: Params, rank: Rank) -> str:
     """A trial step of one process of each node; the others will find its kernels on the disk.
 
     Eight that compile the same kernels at once take far longer than one.
